@@ -52,11 +52,12 @@ lint: setup ## ruff, mypy --strict
 
 check: lint test ## ruff, mypy --strict and the tests
 
-bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, tokens per second of ONNX folders
+bench: setup ## speed and memory against llama.cpp and torch.onnx.export, what is aimed at and what falls short
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/every_type.py
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/onnx_folders.py
+	$(BIN)/python bench/summary.py
 
 bench-batch: setup ## 200 small checkpoints by kconv batch, every tenth broken, killed twice: nothing is made twice
 	$(BIN)/python bench/batch.py
@@ -85,6 +86,7 @@ include mk/docs.mk
 include mk/packages.mk
 include mk/js.mk
 include mk/sanitize.mk
+include mk/arm.mk
 include mk/fuzz.mk
 include mk/optimum.mk
 include mk/genai.mk

@@ -37,21 +37,21 @@ INTERVAL = 0.2  # seconds between looks at the memory, which take time from what
 _CONVERT = """
 import json, os, sys
 from pathlib import Path
-from kconv.flows import convert
+from kconv.flows import prove as flow
 from kconv.flows.convert import to_gguf
 from kconv.verify import gguf_artifact
 from kconv.verify.proof import RuntimePart
 checkpoint, out, check, threads, *types = sys.argv[1:]
 if check == "without":
     gguf_artifact.check_runtime = lambda *arguments: (RuntimePart("not run"), None)
-seconds, prove = [], convert.prove_new_files
+seconds, prove = [], flow.prove_new_files
 def timed(*arguments, **more):
     before = os.times()
     proofs = prove(*arguments, **more)
     spent = [after - start for start, after in zip(before, os.times())]
     seconds.extend((spent[4], sum(spent[:4])))
     return proofs
-convert.prove_new_files = timed
+flow.prove_new_files = timed
 made = to_gguf(Path(checkpoint), Path(out), types=types, verify="quick", force=True, threads=int(threads))
 print(json.dumps([[proof.right for proof in made.proofs], *seconds]))
 """

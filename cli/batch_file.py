@@ -50,7 +50,10 @@ def read_jobs_file(path: Path) -> JobsFile:
     try:
         text = file.read(0, file.size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise InputError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
+            hint="give a list of jobs in TOML; see kconv batch --help",
+        ) from error
     return JobsFile(text, str(path), path.absolute().parent)
 
 

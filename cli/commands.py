@@ -68,7 +68,11 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from .slips import unknown_command
 
-            raise unknown_command(args[0], list(COMMANDS))
+            raise unknown_command(args[0], list(COMMANDS), args[1:])
+        if args[1:] == ["help"] and args[0] != "help" and not os.path.lexists("help"):
+            from .slips import help_behind
+
+            raise help_behind(args[0])
         return super().resolve_command(ctx, args)
 
 

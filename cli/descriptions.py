@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import GgufError, InputError, KconvError
+from ..core.errors import InputError, KconvError, UsageError
 
 if TYPE_CHECKING:
     from ..core.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ _LONG_ARRAY = 16  # longer arrays of metadata are described by their length
 def describe(path: str | Path) -> Description:
     """What lies at ``path``, or is called that on the Hub.
 
-    Raises GgufError, CheckpointError, HubRefusal, VocabError and EnvironmentProblem.
+    Raises UsageError, GgufError, CheckpointError, HubRefusal, VocabError and EnvironmentProblem.
     """
     if isinstance(path, str):
         from .hub_descriptions import describe_repository
@@ -36,7 +36,7 @@ def describe(path: str | Path) -> Description:
 
         return describe_onnx(path) if is_onnx(path) else describe_checkpoint(path)
     if path.suffix in (".safetensors", ".bin", ".json"):
-        raise GgufError(
+        raise UsageError(
             f"{path} is part of a checkpoint, not a GGUF file",
             hint=f"give the folder: kconv inspect {path.parent}",
         )

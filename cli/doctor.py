@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from ..core.language import _
+from ..core.language import _, phrase
 from ..core.recognition import said
 from .console import emit_json, say, width
 from .errors import ENVIRONMENT
@@ -22,6 +22,11 @@ Examples:
 Exit codes: 0 all works, 4 something is broken; the line "to fix it" says how.
 """
 _NAMES = 17  # columns
+_SHORT = (
+    phrase("processor"), phrase("compiler"), phrase("kernels"), phrase("memory"), phrase("limits"),
+    phrase("disk"), phrase("works"),
+)  # fmt: skip
+"""Words of findings that are too short to be known for sentences (core/recognition.py)."""
 _MORE = ("numpy", "torch", "transformers", "sentencepiece", "safetensors", "onnx", "onnxruntime")
 
 

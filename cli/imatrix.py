@@ -12,7 +12,7 @@ import click
 
 from ..core.errors import UsageError
 from .console import emit_json, plural, say, seconds_text
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .options import PATH, force_option, json_option, resume_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
 
 EXAMPLES = """\b
@@ -66,6 +66,7 @@ Examples:
     help="Also record how inputs correlate, for --optimize: a large file that contains the imatrix.",
 )
 @threads_option
+@resume_option
 @force_option
 @json_option
 @verbose_option
@@ -77,6 +78,7 @@ def command(
     window: int | None,
     full: bool,
     threads: int | None,
+    resume: bool,
     force: bool,
     as_json: bool,
     verbose: bool,
@@ -88,7 +90,14 @@ def command(
     accept it with --imatrix. Works for every family kconv converts, including encoder-decoders.
     """
     begun = time.monotonic()
-    path, summary = _made(checkpoint, texts, output, chunks, window, threads, full=full, force=force)
+    if resume and not full:
+        raise UsageError(
+            "--resume goes on with full statistics, behind the last layer that was measured",
+            hint="add --full, or leave it out: an imatrix alone is measured anew",
+        )
+    path, summary = _made(
+        checkpoint, texts, output, chunks, window, threads, full=full, resume=resume, force=force
+    )
     seconds = round(time.monotonic() - begun, 3)
     if as_json:
         emit_json({"path": str(path), **summary, "seconds": seconds})
@@ -100,6 +109,19 @@ def command(
     say(f"\nTo use it:\n  {shlex.join(words)}", wrap=False)
 
 
+def _tell_kept(path: Path) -> None:
+    """Say what an interrupted measurement has left."""
+    from ..flows.full_statistics import gathering_folder
+    from .progress import announce
+
+    folder = gathering_folder(path)
+    if folder.is_dir():
+        announce(
+            f"the layers measured so far are kept in {folder}: the same command with --resume goes on behind "
+            "them; delete the folder if you do not want them"
+        )
+
+
 def _made(
     checkpoint: str | Path,
     texts: tuple[Path, ...],
@@ -109,6 +131,7 @@ def _made(
     threads: int | None,
     *,
     full: bool,
+    resume: bool,
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """The file written, and a summary of it."""
@@ -123,7 +146,7 @@ def _made(
         progress = stack.enter_context(shown_progress())
         from ..converters.targets import checkpoint_name
         from ..core.reading import open_checkpoint
-        from ..flows.full_statistics import collecting
+        from ..flows.full_statistics import resumable
         from ..flows.importance import gather, named_texts
         from ..hub.checkpoint import local_checkpoint
         from ..quant.imatrix_file import write_imatrix
@@ -134,7 +157,8 @@ def _made(
         path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-{kind}.gguf")
         # opened first, so that a folder one may not write to does not cost the pass
         temporary = stack.enter_context(atomic_file(path, force=force))
-        collected = stack.enter_context(collecting(path)) if full else None
+        stack.callback(_tell_kept, path)
+        collected = stack.enter_context(resumable(path, resume=resume)) if full else None
         activations, arch = gather(
             checkpoint,
             named,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from ..core.files import refuse_existing
 def refuse_report(report: Path, *, force: bool) -> None:
     """Raise, before any work, where the report cannot be written in the end."""
     if report.suffix.lower() not in (".html", ".htm"):  # so that --force can never strike a model or a text
-        raise UsageError(f"--report {report}: expected a file name that ends in .html")
+        raise UsageError(
+            f"--report {report}: expected a file name that ends in .html",
+            hint=f"pass --report {shlex.quote(str(report.with_suffix('.html')))}",
+        )
     if report.is_dir():
         raise InputError(f"{report} is a folder, expected a file", hint="choose another --report")
     with naming_the_report():

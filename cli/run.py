@@ -160,6 +160,10 @@ def command(
     An encoder (BERT, RoBERTa, XLM-RoBERTa) writes no text: its embedding of the prompt is printed as JSON, a
     vector of length 1.
     """
+    if tokens == 0:
+        raise UsageError(
+            "-n 0 would write nothing", hint="-n -1: until the model ends or its context is full"
+        )
     if prompt is None and fill is None and words:
         prompt = " ".join(words)
     elif words:

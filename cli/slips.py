@@ -1,11 +1,14 @@
-"""Words of other tools and of haste, answered with kconv's own: commands, options, the order of arguments.
+"""Words of other tools and of haste, answered with kconv's own: commands, options, values.
 
-Nothing is guessed and done: the answer is an error (exit code 2) that names what was probably meant.
+Nothing is guessed and done: the answer is an error (exit code 2) that names what was probably meant. The
+order of arguments is in slip_order.py.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,155 +16,150 @@ from pathlib import Path
 import click
 
 from ..core.errors import UsageError
+from .slip_order import arguments_of, in_order
+from .slip_words import COMMANDS, INSTEAD, OPTIONS, OTHERWISE, SOURCES
 
-# Words of llama.cpp, optimum, transformers and Ollama, and what people type from memory.
-_COMMANDS = {
-    "convert": ("to-gguf", "to-onnx"),
-    "convert-hf-to-gguf": ("to-gguf",),
-    "gguf": ("to-gguf",),
-    "hf-to-gguf": ("to-gguf",),
-    "export": ("to-gguf", "to-onnx"),
-    "onnx": ("to-onnx",),
-    "llama-quantize": ("quantize",),
-    "requantize": ("quantize",),
-    "calibrate": ("imatrix",),
-    "llama-imatrix": ("imatrix",),
-    "check": ("verify",),
-    "prove": ("verify",),
-    "proof": ("verify",),
-    "test": ("verify", "doctor"),
-    "perplexity": ("verify", "compare"),
-    "chat": ("run",),
-    "generate": ("run",),
-    "cli": ("run",),
-    "info": ("inspect",),
-    "show": ("inspect",),
-    "dump": ("inspect",),
-    "list": ("models",),
-    "ls": ("models",),
-    "types": ("models",),
-    "size": ("plan",),
-    "estimate": ("plan",),
-    "self-test": ("doctor",),
-    "demo": ("demo-checkpoint",),
-    "sample": ("demo-checkpoint",),
-}
-
-# Words for what is no command of its own.
-_OTHERWISE = {
-    "version": "use kconv --version",
-    "download": "commands that read a checkpoint download it: kconv to-gguf ORG/NAME -q q4_k_m",
-    "pull": "commands that read a checkpoint download it: kconv to-gguf ORG/NAME -q q4_k_m",
-}
-
-_OPTIONS = {
-    "--outfile": ("--output",),
-    "--out-file": ("--output",),
-    "--out": ("--output",),
-    "--output-dir": ("--output",),
-    "--outdir": ("--output",),
-    "--output-file": ("--output",),
-    "--outtype": ("--type",),
-    "--out-type": ("--type",),
-    "--quant": ("--type",),
-    "--quantization": ("--type",),
-    "--quantize": ("--type",),
-    "--qtype": ("--type",),
-    "--ftype": ("--type",),
-    "--dtype": ("--type",),
-    "--token-embedding-type": ("--embedding-type",),
-    "--output-tensor-type": ("--output-type",),
-    "--nthreads": ("--threads",),
-    "--thread": ("--threads",),
-    "--jobs": ("--threads",),
-    "--overwrite": ("--force",),
-    "--yes": ("--force",),
-    "--no-proof": ("--no-verify",),
-    "--skip-verify": ("--no-verify",),
-    "--text-file": ("--text", "--calibrate"),
-    "--calibration": ("--calibrate",),
-    "--calib": ("--calibrate",),
-    "--temperature": ("--temp",),
-    "--max-tokens": ("--tokens",),
-    "--max-new-tokens": ("--tokens",),
-    "--n-predict": ("--tokens",),
-    "--predict": ("--tokens",),
-    "--ctx-size": ("--ctx",),
-    "--context": ("--ctx",),
-    "--num-ctx": ("--ctx",),
-    "--n-ctx": ("--ctx",),
-    "--system-prompt": ("--system",),
-    "--reference": ("--against",),
-    "--checkpoint": ("--against",),
-    "--html": ("--report",),
-    "--debug": ("--verbose",),
-    "--language": ("--lang",),
-    "--locale": ("--lang",),
-}
+_MUCH_CLOSER = 0.1  # by this much of a ratio the best of two similar names is better: only it is meant
 
 
-def unknown_command(word: str, commands: Sequence[str]) -> UsageError:
-    """The answer to a command there is none of."""
+def unknown_command(word: str, commands: Sequence[str], rest: Sequence[str] = ()) -> UsageError:
+    """The answer to a command there is none of; ``rest`` are the words behind it."""
     told = f"unknown command {word!r}; commands are: {', '.join(commands)}"
-    if word.lower() in _OTHERWISE:
-        return UsageError(told, hint=_OTHERWISE[word.lower()])
-    known = [name for name in _COMMANDS.get(word.lower().replace("_", "-"), ()) if name in commands]
-    meant = known or difflib.get_close_matches(word.lower().replace("_", "-"), commands, n=2, cutoff=0.6)
+    spelled = word.lower().replace("_", "-")
+    if rest and f"{spelled}-{rest[0].lower()}" in commands:
+        return UsageError(told, hint=f"use kconv {spelled}-{rest[0].lower()}")
+    if spelled in OTHERWISE:
+        return UsageError(told, hint=OTHERWISE[spelled])
+    if (forgotten := _forgotten_command(word)) is not None:
+        return UsageError(told, hint=forgotten)
+    meant = [name for name in COMMANDS.get(spelled, ()) if name in commands] or _near(spelled, commands, 0.6)
     return UsageError(
         told,
         hint=f"use {_either([f'kconv {name}' for name in meant])}" if meant else "see `kconv --help`",
     )
 
 
+def help_behind(command: str) -> UsageError:
+    """The answer to ``kconv COMMAND help``."""
+    return UsageError("help stands before the name of a command", hint=f"kconv help {command}")
+
+
+def _forgotten_command(word: str) -> str | None:
+    """``kconv MODEL``: the commands that take such a thing."""
+    path = shlex.quote(word)
+    if word.lower().endswith(".gguf"):
+        return f"kconv run {path} opens a conversation, kconv inspect {path} shows what it contains"
+    if not os.path.lexists(word):
+        from ..hub.names import is_repository
+
+        hub = word.lower().startswith(("hf://", "https://")) or is_repository(word)
+        return f"kconv to-gguf {path}" if hub else None
+    if Path(word).is_dir():
+        return f"kconv inspect {path} shows what it contains; kconv to-gguf {path} converts a checkpoint"
+    return "see `kconv --help`"
+
+
 def answered(error: BaseException, words: Sequence[str]) -> BaseException:
     """What to report in place of ``error``, where it is a known slip in the command line ``words``."""
-    if not isinstance(error, click.UsageError) or error.ctx is None:
+    if not isinstance(error, click.UsageError):
         return error
-    command = error.ctx.command
+    context = error.ctx or _context(words)
+    if context is None:
+        return error
+    error.ctx = context  # click's parser leaves it out where a value is missing
+    command = context.command
+    for word in words:  # -ngl would be -n with the value gl
+        if f"{command.name} {word}" in INSTEAD or (word in INSTEAD and not word.startswith("--")):
+            return _no_option(error, word, INSTEAD.get(f"{command.name} {word}") or INSTEAD[word])
     if isinstance(error, click.NoSuchOption):
-        return _unknown_option(error, command)
+        return _unknown_option(error, command, words)
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        return _wrong_value(error)
     begin = words.index(command.name) + 1 if command.name in words else 1
-    others = [word for word in words[begin:] if not word.startswith("-")]
-    if command.name == "quantize" and 2 <= len(others) <= 4:
-        return _order_of_llama_quantize(error, others)
-    if command.name == "upload" and len(others) == 1 and Path(others[0]).exists():
-        return UsageError(
-            "kconv upload takes files and, last, the repository they are sent to",
-            hint=f"kconv upload {shlex.quote(others[0])} ORG/NAME",
-        )
-    if command.name in ("to-gguf", "to-onnx") and len(others) >= 2 and "extra argument" in error.message:
-        return _without_its_option(error, others)
-    if isinstance(error, click.MissingParameter):
-        return _missing(error, command, others)
-    if isinstance(error, click.BadParameter) and _asks_for_no_proof(error):
-        return UsageError(error.format_message(), hint="to leave the proof out: --no-verify")
-    return error
+    given = arguments_of(command, words[begin:])
+    found = in_order(command.name or "", given)
+    if found is not None:
+        return found
+    return _missing(error, command) if isinstance(error, click.MissingParameter) else error
 
 
-def _missing(error: click.MissingParameter, command: click.Command, others: Sequence[str]) -> BaseException:
-    """With an example of how the command is called; of ``verify FILE CHECKPOINT``, the right call itself."""
-    if command.name == "verify" and len(others) == 2:
-        file, checkpoint = (shlex.quote(word) for word in others)
-        hint = f"kconv verify {file} --against {checkpoint}"
-    else:
-        examples = [line.strip() for line in (command.epilog or "").splitlines()]
-        known = [line for line in examples if line.startswith("kconv ")]
-        path = "kconv" if error.ctx is None else error.ctx.command_path
-        hint = f"see `{path} --help`" + (f"; for example: {known[0]}" if known else "")
+def _context(words: Sequence[str]) -> click.Context | None:
+    """That of the command which ``words`` begin with."""
+    from .commands import COMMANDS as there
+    from .commands import cli
+
+    root = cli.context_class(cli, info_name="kconv")
+    name = next((word for word in words if word in there), None)
+    command = None if name is None else cli.get_command(root, name)
+    return None if command is None else command.context_class(command, parent=root, info_name=name)
+
+
+def _missing(error: click.MissingParameter, command: click.Command) -> BaseException:
+    """With an example of how the command is called."""
+    examples = [line.partition("  #")[0].strip() for line in (command.epilog or "").splitlines()]
+    known = [line for line in examples if line.startswith("kconv ")]
+    path = "kconv" if error.ctx is None else error.ctx.command_path
+    hint = f"see `{path} --help`" + (f"; for example: {known[0]}" if known else "")
     return UsageError(error.format_message(), hint=hint)
 
 
-def _asks_for_no_proof(error: click.BadParameter) -> bool:
-    asked = error.param is not None and "--verify" in error.param.opts
-    return asked and any(f"'{word}'" in error.message for word in ("none", "off", "no", "false", "skip"))
+def _wrong_value(error: click.BadParameter) -> BaseException:
+    asked = [] if error.param is None else error.param.opts
+    if "--verify" in asked and any(
+        f"'{word}'" in error.message for word in ("none", "off", "no", "false", "skip")
+    ):
+        return UsageError(error.format_message(), hint="to leave the proof out: --no-verify")
+    if "--lang" in asked:
+        return UsageError(error.format_message(), hint="use --lang en or --lang ko")
+    return _number(error) or error
 
 
-def _unknown_option(error: click.NoSuchOption, command: click.Command) -> BaseException:
-    there = [name for option in command.params for name in option.opts if name.startswith("--")]
-    word = error.option_name.replace("_", "-")
-    meant = [name for name in _OPTIONS.get(word, ()) if name in there]
-    meant = meant or difflib.get_close_matches(word, there, n=2, cutoff=0.7)
+def _number(error: click.BadParameter) -> BaseException | None:
+    """The answer to what is no number, or too large or small a one; None if it is something else."""
+    kind = None if error.param is None else error.param.type
+    match = re.fullmatch(r"'?(.*?)'? is not (?:a valid |in the range ).*", error.message, re.DOTALL)
+    whole = isinstance(kind, click.types.IntParamType)
+    if match is None or error.param is None or not (whole or isinstance(kind, click.types.FloatParamType)):
+        return None
+    name = max(error.param.opts, key=len)
+    given = f"{name} {match[1]}"
+    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
     path = "kconv" if error.ctx is None else error.ctx.command_path
+    help_ = f"see `{path} --help`"
+    if low is not None and high is not None:
+        told = (
+            f"{given}: expected a whole number from {low} to {high}"
+            if whole
+            else f"{given}: expected a number from {low} to {high}"
+        )
+    elif low is not None and getattr(kind, "min_open", False):
+        told = f"{given}: expected a number above {low}"
+    elif low is not None:
+        told = (
+            f"{given}: expected a whole number, {low} or more"
+            if whole
+            else f"{given}: expected a number, {low} or more"
+        )
+    else:
+        told = f"{given}: expected a whole number" if whole else f"{given}: expected a number"
+    return UsageError(told, hint=help_)
+
+
+def _unknown_option(error: click.NoSuchOption, command: click.Command, words: Sequence[str]) -> BaseException:
+    word = error.option_name.replace("_", "-")
+    for key in (f"{command.name} {word}", word):
+        if key in INSTEAD:
+            return _no_option(error, error.option_name, INSTEAD[key])
+    context = error.ctx
+    there = [name for option in command.params for name in option.opts if name.startswith("--")]
+    there += [] if context is None else command.get_help_option_names(context)
+    path = "kconv" if context is None else context.command_path
+    meant = [name for name in OPTIONS.get(word, ()) if name in there]
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    if not meant and word in SOURCES and arguments:
+        name = arguments[0].make_metavar(context) if context is not None else ""
+        return _no_option(error, error.option_name, f"{name} is given without an option: {path} {name}")
+    meant = meant or _near(word, there, 0.7)
     help_ = f"see `{path} --help`"
     return UsageError(
         f"{path} has no option {error.option_name}",
@@ -169,46 +167,16 @@ def _unknown_option(error: click.NoSuchOption, command: click.Command) -> BaseEx
     )
 
 
-def _order_of_llama_quantize(error: click.UsageError, others: Sequence[str]) -> BaseException:
-    """``IN.gguf [OUT.gguf] TYPE [THREADS]``."""
-    source, rest = others[0], list(others[1:])
-    if rest and rest[-1].isdecimal():
-        rest.pop()
-    type_name = rest.pop() if rest and _is_type(rest[-1]) else None
-    if type_name is None or len(rest) > 1:
-        return error
-    output = f" -o {shlex.quote(rest[0])}" if rest else ""
-    return UsageError(
-        "kconv quantize takes one file; the output and the type are options, unlike llama-quantize's",
-        hint=f"kconv quantize {shlex.quote(source)}{output} -q {type_name}",
-    )
+def _no_option(error: click.UsageError, option_name: str, hint: str) -> UsageError:
+    path = "kconv" if error.ctx is None else error.ctx.command_path
+    return UsageError(f"{path} has no option {option_name}", hint=hint)
 
 
-def _without_its_option(error: click.UsageError, others: Sequence[str]) -> BaseException:
-    source, extra = others[0], others[1]
-    if _is_type(extra):
-        option = f"-q {shlex.quote(extra)}"
-    elif extra.lower().endswith((".gguf", ".onnx", "/")) or Path(extra).is_dir():
-        option = f"-o {shlex.quote(extra)}"
-    else:
-        return error
-    name = "kconv" if error.ctx is None else error.ctx.command_path
-    return UsageError(
-        f"{name} takes one checkpoint, and {extra!r} is another argument",
-        hint=f"{name} {shlex.quote(source)} {option}",
-    )
-
-
-def _is_type(word: str) -> bool:
-    from ..quant.policy import parse_policy
-
-    if word.lower() == "copy":
-        return True
-    try:
-        parse_policy(word)
-    except UsageError:
-        return False
-    return True
+def _near(word: str, names: Sequence[str], cutoff: float) -> list[str]:
+    """The one or two of ``names`` that ``word`` is most like."""
+    found = difflib.get_close_matches(word, names, n=2, cutoff=cutoff)
+    ratios = [difflib.SequenceMatcher(None, name, word).ratio() for name in found]
+    return found[:1] if len(found) > 1 and ratios[0] - ratios[1] > _MUCH_CLOSER else found
 
 
 def _either(names: Sequence[str]) -> str:

@@ -27,11 +27,13 @@ class SourceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | Path:  # and not more, so that commands pass on what they get
-        """See the class. Raises UsageError for a page that is not a model's, and a revision of a folder."""
+        """See the class. Raises UsageError for an empty path, a page of no model, a revision of a folder."""
         from ..hub.names import parse_hub_name
 
         if isinstance(value, Path):
             return value
+        if not value:
+            raise UsageError("the path is empty", hint="is a variable of the shell unset? . is this folder")
         if is_in_store(value):
             if not self.objects:
                 self.fail("object stores are read by to-gguf and to-onnx alone", param, ctx)

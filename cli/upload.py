@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,15 @@ def command(
     from ..core.errors import UsageError
     from ..flows.release import read_release
     from ..flows.upload import check_name, hashed, objections, refuse
+    from ..hub.names import is_repository
     from .progress import shown_progress
 
+    if Path(repository).exists() and not files[0].exists() and is_repository(str(files[0])):
+        words = [repository, *map(str, files[1:]), str(files[0])]
+        raise UsageError(
+            f"{repository} is a file, expected the name of a repository",
+            hint=f"kconv upload {shlex.join(words)}",
+        )
     check_name(repository)
     if create_pr and revision is not None:
         raise UsageError("--create-pr and --revision cannot be combined", hint="leave one of them out")

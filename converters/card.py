@@ -1,20 +1,18 @@
 """General metadata of a checkpoint: ``general.*`` keys, from its card, licence file and place.
 
-Only what is really there. Key names are gguf-py's, whose import takes a tenth of a second: import this where
-a checkpoint is converted or described, nowhere else. The card's front matter is YAML by a stranger: it is
+Only what is really there. Key names are gguf-py's, which is imported when a card is read: it takes a tenth of
+what importing all of the conversion takes. The card's front matter is YAML by a stranger: it is
 read as plain strings, lists and mappings, and what does not parse is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-
-from gguf import Keys
-from gguf.utility import size_label
 
 from ..core.checkpoint import Checkpoint
 from ..core.foreign_values import text_of, texts_of
@@ -23,7 +21,6 @@ from ..core.model import MetadataValue, Note
 from ..core.reading import hub_origin
 from ..vocab.context import front_matter, read_beginning, read_card
 
-_KEYS = Keys.General
 _MAX_FRONT_MATTER = 64 << 10
 _MAX_TEXT = 500
 _MAX_ITEMS = 100
@@ -59,34 +56,42 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """``general.*`` keys: name, size, organization, source, licence, languages, tags, base models."""
     card = _parse(front_matter(read_card(checkpoint.folder)))
     repository, commit = hub_origin(checkpoint.folder)
-    metadata: dict[str, MetadataValue] = {_KEYS.TYPE: "model"}
+    metadata: dict[str, MetadataValue] = {_keys().TYPE: "model"}
     name = _text(card.get("model_name")) or (repository or "").rpartition("/")[2]
-    metadata[_KEYS.NAME] = name or _text(checkpoint.folder.resolve().name) or "model"
+    metadata[_keys().NAME] = name or _text(checkpoint.folder.resolve().name) or "model"
     label = _size_label(checkpoint)
     if label is not None:
-        metadata[_KEYS.SIZE_LABEL] = label
+        metadata[_keys().SIZE_LABEL] = label
     repository = repository or _named_repository(checkpoint)
     if repository is not None:
         organization, _, _ = repository.rpartition("/")
         if organization:
-            metadata[_KEYS.ORGANIZATION] = organization
-        metadata[_KEYS.SOURCE_REPO_URL] = f"https://huggingface.co/{repository}"
+            metadata[_keys().ORGANIZATION] = organization
+        metadata[_keys().SOURCE_REPO_URL] = f"https://huggingface.co/{repository}"
         if commit is not None:  # which may be another than the branch has by the time somebody looks
-            metadata[_KEYS.SOURCE_URL] = f"https://huggingface.co/{repository}/tree/{commit}"
-    for key, field in ((_KEYS.AUTHOR, "model_creator"), (_KEYS.SOURCE_URL, "url")):
+            metadata[_keys().SOURCE_URL] = f"https://huggingface.co/{repository}/tree/{commit}"
+    for key, field in ((_keys().AUTHOR, "model_creator"), (_keys().SOURCE_URL, "url")):
         text = _text(card.get(field))
         if text is not None:
             metadata[key] = text
     metadata |= _licence(checkpoint, card)
     metadata |= _base_models(card)
     for key, fields in (
-        (_KEYS.TAGS, ("tags", "pipeline_tag")),
-        (_KEYS.LANGUAGES, ("language", "languages")),
+        (_keys().TAGS, ("tags", "pipeline_tag")),
+        (_keys().LANGUAGES, ("language", "languages")),
     ):
         items = tuple(dict.fromkeys(item for field in fields for item in _texts(card.get(field))))
         if items:
             metadata[key] = items
     return metadata
+
+
+@functools.cache
+def _keys() -> Any:
+    """Names of the card's keys; importing gguf takes a tenth of what importing kconv does."""
+    from gguf import Keys
+
+    return Keys.General
 
 
 def _parse(text: str) -> Mapping[str, Any]:
@@ -107,6 +112,8 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 def _size_label(checkpoint: Checkpoint) -> str | None:
     """The number of weights as gguf-py abbreviates it: ``1.4B``."""
+    from gguf.utility import size_label
+
     tensors = checkpoint.tensors.items()
     total = sum(tensor.elements for name, tensor in tensors if name not in checkpoint.aliases)
     return str(size_label(total, total, 0, 0)) if total else None
@@ -129,8 +136,8 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
     names = _texts(card.get("license"))
     keys: dict[str, MetadataValue] = {}
     if names:
-        keys[_KEYS.LICENSE] = ", ".join(names)
-        for key, field in ((_KEYS.LICENSE_NAME, "license_name"), (_KEYS.LICENSE_LINK, "license_link")):
+        keys[_keys().LICENSE] = ", ".join(names)
+        for key, field in ((_keys().LICENSE_NAME, "license_name"), (_keys().LICENSE_LINK, "license_link")):
             text = _text(card.get(field))
             if text is not None:
                 keys[key] = text
@@ -141,9 +148,9 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
             continue
         known = next((name for pattern, name in _LICENCE_TEXTS if pattern.search(text[:4000])), None)
         if known is not None:
-            return {_KEYS.LICENSE: known}
+            return {_keys().LICENSE: known}
         title = _text(text.strip().partition("\n")[0])
-        return {_KEYS.LICENSE: "other", _KEYS.LICENSE_NAME: title or file}
+        return {_keys().LICENSE: "other", _keys().LICENSE_NAME: title or file}
     return {}
 
 
@@ -156,20 +163,20 @@ def _base_models(card: Mapping[str, Any]) -> dict[str, MetadataValue]:
         organization, _, name = path.rpartition("/")
         if not re.fullmatch(r"[\w-][\w.-]*", organization) or not re.fullmatch(r"[\w-][\w.-]*", name):
             continue
-        keys[_KEYS.BASE_MODEL_NAME.format(id=count)] = name
-        keys[_KEYS.BASE_MODEL_ORGANIZATION.format(id=count)] = organization
-        keys[_KEYS.BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
+        keys[_keys().BASE_MODEL_NAME.format(id=count)] = name
+        keys[_keys().BASE_MODEL_ORGANIZATION.format(id=count)] = organization
+        keys[_keys().BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
         count += 1
-    return {_KEYS.BASE_MODEL_COUNT: count, **keys} if count else {}
+    return {_keys().BASE_MODEL_COUNT: count, **keys} if count else {}
 
 
 def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     """A warning where the licence restricts what may be done with the converted file."""
-    licence = metadata.get(_KEYS.LICENSE)
+    licence = metadata.get(_keys().LICENSE)
     if not isinstance(licence, str):
         return None
-    name = metadata.get(_KEYS.LICENSE_NAME)
-    link = metadata.get(_KEYS.LICENSE_LINK)
+    name = metadata.get(_keys().LICENSE_NAME)
+    link = metadata.get(_keys().LICENSE_LINK)
     # Hyphens part the abbreviations of cc-by-nc-nd, underscores would not (\b).
     words = " ".join(str(part) for part in (licence, name) if part is not None).replace("_", "-")
     limits = []

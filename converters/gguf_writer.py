@@ -10,6 +10,7 @@ With a journal (journal.py) the pieces a run has written before it was ended nee
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -24,8 +25,9 @@ from ..core.errors import EnvironmentProblem, GgufError
 from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
+from ..core.outlet import Outlet, OutletFile
 from ..core.progress import Progress, silent
-from ..core.system_files import bytes_on_disk, write_at
+from ..core.system_files import begin_to_sync, bytes_on_disk, write_at
 from ..core.tensor import Tensor
 from ..quant import native
 from ..quant.encoders import encoder_of
@@ -36,7 +38,7 @@ from .bad_weights import has_bad_weights
 from .gguf_plan import FilePlan
 from .journal import Journal
 from .pieces import Piece, source_bytes, work_through
-from .write_plan import BegunFile, BegunModel, WritePlan, opened_file, opened_models, place_of
+from .write_plan import BegunFile, BegunModel, OpenFiles, WritePlan, opened_file, opened_models, place_of
 
 _PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
 
@@ -100,22 +102,42 @@ def begin_files(
     *,
     allow_nan: bool = False,
     importance: Importance | None = None,
+    outlet: Outlet | None = None,
 ) -> WritePlan:
     """Give ``temporaries``, which are there, their headers and final lengths; see ``write_files``.
 
-    What an earlier run has written to them behind the header stays.
+    What an earlier run has written to them behind the header stays. An ``outlet`` does all this itself.
     """
-    there = sum(bytes_on_disk(path.stat()) for path in temporaries)
-    check_room([*((plan.path, plan.data_bytes) for plan in plans), (plans[0].path, -there)])
+    if outlet is None or outlet.keeps:
+        there = sum(bytes_on_disk(path.stat()) for path in temporaries)
+        check_room([*((plan.path, plan.data_bytes) for plan in plans), (plans[0].path, -there)])
     layouts = [plan.layout() for plan in plans]
     models = _models(plans, layouts, temporaries)
     begun = WritePlan(tuple(tensors), models, importance, allow_nan)
     headers = [header for layout in layouts for header, _ in layout]
+    if outlet is not None:
+        outlet.begin(_outlet_files(begun, plans))
+        for number, header in enumerate(headers):
+            outlet.write(number, memoryview(header), 0)
+        return begun
     for file, header in zip(begun.files, headers, strict=True):
         with opened_file(file.path) as handle:
             os.truncate(handle, file.size)
             write_at(handle, memoryview(header), 0)
     return begun
+
+
+def _outlet_files(begun: WritePlan, plans: Sequence[FilePlan]) -> list[OutletFile]:
+    """The files with the ranges that are written to them: their headers and tensors."""
+    paths = iter([path for plan in plans for path in plan.paths])
+    found = []
+    for model in begun.models:
+        for part, file in enumerate(model.files):
+            own = [info for info in model.tensors if info.part == part]
+            starts = [(file.data_offset + info.offset, info.nbytes) for info in own]
+            ranges = ((0, file.data_offset), *((start, start + count) for start, count in starts))
+            found.append(OutletFile(next(paths), file.path, file.size, ranges))
+    return found
 
 
 def plan_writing(
@@ -152,16 +174,19 @@ def write_pieces(
     journal: Journal | None = None,
     progress: Progress = silent,
     stream: Stream | None = None,
+    outlet: Outlet | None = None,
 ) -> PiecesWritten:
     """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
 
-    Pieces may be written again, after a process died at them, say; ``journal`` is told of each. Raises
+    Pieces may be written again, after a process died at them, say; ``journal`` is told of each. An ``outlet``
+    gets them instead of the files, if it was begun. Raises
     NonFiniteError (unless the plan allows it), EnvironmentProblem where a file is not as it was begun,
     OSError where the system refuses to write, and what reading the tensors raises.
     """
     harmed: set[str] = set()
     with contextlib.ExitStack() as stack:
-        opened = opened_models(plan, stack)
+        opened = opened_models(plan, stack) if outlet is None else _numbered(plan)
+        put = _to_disk if outlet is None else outlet.write
 
         def write(rows: Piece, scratch: Scratch) -> int:
             tensor = plan.tensors[rows.index]
@@ -172,7 +197,7 @@ def write_pieces(
             check = 0
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
                 handle, offset, _ = place_of(model, files, tensor, rows)
-                write_at(handle, data.data, offset)
+                put(handle, memoryview(data.data).cast("B"), offset)
                 check = zlib.crc32(data.data, check) if journal is not None else 0
             if journal is not None:
                 journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
@@ -194,6 +219,17 @@ def write_pieces(
     return PiecesWritten(frozenset(harmed), native.notes(formats))
 
 
+def _to_disk(handle: int, data: memoryview, offset: int) -> None:
+    write_at(handle, data, offset)
+    begin_to_sync(handle, data.nbytes, offset)
+
+
+def _numbered(plan: WritePlan) -> list[OpenFiles]:
+    """What ``opened_models`` returns, with the places of files in their list for descriptors."""
+    numbers = itertools.count()
+    return [[(next(numbers), file.data_offset) for file in model.files] for model in plan.models]
+
+
 def _slab(
     tensor: Tensor, rows: Piece, formats: Sequence[Format], importance: Importance | None, scratch: Scratch
 ) -> Slab:
@@ -213,8 +249,12 @@ def _slab(
     return replace(slab, data=tuple(copied if kept else next(made) for kept in same))
 
 
+class NoRoom(EnvironmentProblem):
+    """Files do not fit on the disk where they are to be."""
+
+
 def check_room(files: Iterable[tuple[Path, int]]) -> None:
-    """Raise EnvironmentProblem unless files of so many bytes fit where they are to be."""
+    """Raise NoRoom unless files of so many bytes fit where they are to be."""
     needed: dict[Path, int] = {}
     for path, size in files:
         folder = nearest_existing(path.absolute().parent)
@@ -223,7 +263,7 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
         with explained(folder):
             free = shutil.disk_usage(folder).free
         if size > free:
-            raise EnvironmentProblem(
+            raise NoRoom(
                 f"no space left: {folder} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed",
                 hint="free some space or write to another disk with -o",
             )
@@ -237,10 +277,16 @@ def finish_files(plan: WritePlan) -> tuple[int, ...]:
     return tuple(_reread(model) for model in plan.models)
 
 
-def finished(plan: WritePlan, harmed: Collection[str], kernels: tuple[Note, ...] = ()) -> Written:
-    """``finish_files``, and what there is to say; ``harmed`` are the tensors with weights not finite."""
+def finished(
+    plan: WritePlan, harmed: Collection[str], kernels: tuple[Note, ...] = (), *, on_disk: bool = True
+) -> Written:
+    """``finish_files``, and what there is to say; ``harmed`` are the tensors with weights not finite.
+
+    Headers of files that are not ``on_disk`` are not read back.
+    """
     names = tuple(tensor.name for tensor in plan.tensors if tensor.name in harmed)
-    return Written(finish_files(plan), names, kernels)
+    sizes = tuple(sum(file.size for file in model.files) for model in plan.models)
+    return Written(finish_files(plan) if on_disk else sizes, names, kernels)
 
 
 def _reread(model: BegunModel) -> int:

@@ -18,17 +18,18 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from ..core.claims import claim, reclaim
+from ..core.elsewhere import Stream
 from ..core.errors import OutputExists
 from ..core.input_files import InputFile
 from ..core.kept import CONTENT, Kept
 from ..core.receipts import known
 from ..core.system_files import append, open_to_write, release, rename, synced
 from ..quant.importance import Importance
+from .done_pieces import SUFFIX
 from .manifest import versions
 from .pieces import Piece
 
@@ -38,8 +39,6 @@ INTERVAL = 5.0
 
 LAG = 20.0
 """Seconds a sync may take before writers wait for it."""
-
-_SUFFIX = ".pieces"
 
 
 def fingerprint(
@@ -123,52 +122,20 @@ def _changed_sources(before: Any, now: Sequence[Mapping[str, Any]]) -> list[str]
     return [f"{', '.join(changed[:3])} changed"] if changed else []
 
 
-@dataclass(frozen=True)
-class Done:
-    """What journals say: the checksum of each piece that is done, and tensors with weights not finite."""
-
-    checks: Mapping[Piece, int] = field(default_factory=dict)
-    not_finite: frozenset[str] = frozenset()
-
-
-def read_done(folder: Path, prefix: str = "") -> Done:
-    """What all writers' files in a journal's folder say together; what is torn or damaged says nothing.
-
-    Those of one plan, where there are several, have names that begin with ``prefix``.
-    """
-    checks: dict[Piece, int] = {}
-    not_finite: set[str] = set()
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.glob(f"{prefix}*{_SUFFIX}")):
-            for line in path.read_bytes().split(b"\n"):
-                sum_, _, text = line.partition(b" ")
-                if sum_ != f"{zlib.crc32(text):08x}".encode():
-                    continue
-                with contextlib.suppress(ValueError, LookupError, TypeError):
-                    entry = json.loads(text)
-                    not_finite.update(map(str, entry["not_finite"]))
-                    checks.update(
-                        (Piece(int(i), int(start), int(stop)), int(check))
-                        for i, start, stop, check in entry["pieces"]
-                    )
-    return Done(checks, frozenset(not_finite))
-
-
-def resumed_text(sound: int, pieces: int) -> str:
-    """How much of the work an earlier run has done."""
-    return f"resumed: {sound:,} of {pieces:,} pieces of the weights are written already"
-
-
 class Journal:
     """One writer's file in a journal's folder; a context manager, within which a thread appends to it.
 
-    ``files`` are those whose data are synced before each line. Leaving it well, or interrupted, appends what
-    is left; ``finished`` raises OSError where syncing or appending failed, and waits where a sync takes so
-    long that much could be lost: the disk sets the pace in the end anyway.
+    ``files`` are those whose data are synced before each line. Of weights from a ``stream`` lines say what
+    has arrived, too, so that the sums of files, which come last, speak for all pieces. Leaving it well, or
+    interrupted, appends what is left; ``finished`` raises OSError where syncing or appending failed, and
+    waits where a sync takes so long that much could be lost: the disk sets the pace in the end anyway.
     """
 
-    def __init__(self, folder: JournalFolder | Path, name: str, files: Sequence[Path]) -> None:
+    def __init__(
+        self, folder: JournalFolder | Path, name: str, files: Sequence[Path], stream: Stream | None = None
+    ) -> None:
         self._folder, self._name, self._files = folder, name, tuple(files)
+        self._stream, self._lines = stream, 0
         self._lock, self._appending, self._stop = threading.Lock(), threading.Lock(), threading.Event()
         self._new: list[tuple[Piece, int]] = []
         self._not_finite: set[str] = set()
@@ -236,12 +203,16 @@ class Journal:
                 place.establish()
                 place = place.path
             pieces = [[piece.index, piece.start, piece.stop, check] for piece, check in new]
-            text = json.dumps({"pieces": pieces, "not_finite": names}, separators=(",", ":")).encode()
-            handle = open_to_write(place / f"{self._name}{_SUFFIX}", make=True, append=True)
+            entry: dict[str, Any] = {"pieces": pieces, "not_finite": names}
+            if self._stream is not None:
+                entry |= {"line": self._lines, "arrived": self._stream.arrivals()}
+            text = json.dumps(entry, separators=(",", ":")).encode()
+            handle = open_to_write(place / f"{self._name}{SUFFIX}", make=True, append=True)
             try:  # a torn line before it must not harm it
                 append(handle, b"\n%08x %s\n" % (zlib.crc32(text), text))
             finally:
                 os.close(handle)
+            self._lines += 1
 
 
 class JournalFolder:

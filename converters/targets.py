@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ class CompanionTarget:
     kept: bool
 
 
-_ENDINGS_OF_FILES = (".gguf", ".ggml", ".bin", ".onnx", ".safetensors")
+_ENDINGS_OF_FILES = (".gguf", ".ggml", ".ggjt", ".bin", ".onnx", ".safetensors", ".pt", ".pth")
+_MISSPELT = 0.75  # .ggfu, .guff, .gguff
 
 
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:
@@ -87,7 +89,9 @@ def refuse_odd_ending(output: str | Path | None) -> None:
     path = None if output is None else Path(output)
     if path is None or path.suffix == ".gguf" or path.is_dir():
         return
-    if path.suffix.lower() in _ENDINGS_OF_FILES:
+    if path.suffix.lower() in _ENDINGS_OF_FILES or difflib.get_close_matches(
+        path.suffix.lower(), [".gguf"], cutoff=_MISSPELT
+    ):
         onnx = "; for ONNX use kconv to-onnx" if path.suffix.lower() == ".onnx" else ""
         raise UsageError(
             f"-o {output} ends in {path.suffix}, but names of GGUF files end in .gguf",
@@ -147,6 +151,7 @@ def choose_targets(
 def wished_targets(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
     """The files whose formats are chosen, with policies that are still to be made."""
     label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
+    label = label.removeprefix(f"{name}-") or label  # kconv itself names policies NAME-3M
     made = []
     for wish in options.chosen.wishes(label):
         ending = re.sub(r"[^\w.]+", "-", wish.label)

@@ -136,6 +136,10 @@ class Child:
             self._process.wait()
             self._log.close()
 
+    def kill(self) -> None:
+        """End the process only: what another thread waits for ends with it, and closing is left to that."""
+        self._process.kill()
+
     @property
     def pid(self) -> int:
         """The number of the process."""

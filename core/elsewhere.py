@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .byte_source import Opener
 
@@ -34,6 +34,18 @@ class Stream(Protocol):
 
     def abort(self) -> None:
         """Fetch no more; whoever waits for something raises."""
+        ...
+
+    def arrivals(self) -> Mapping[str, Any]:
+        """What has arrived since this was last asked, as plain JSON values by which it is recognized."""
+        ...
+
+    def restore(self, arrivals: Sequence[Mapping[str, Any]]) -> None:
+        """Hold what arrives from now on to what arrived in an earlier run, as that was told of it.
+
+        To be called before anything is fetched. Raises ValueError, LookupError and TypeError for what this
+        never gave away.
+        """
         ...
 
 

@@ -125,6 +125,10 @@ class EnvironmentProblem(KconvError):
     exit_code = 4
 
 
+class DamagedOnTheWay(EnvironmentProblem):
+    """Bytes from elsewhere are not what they were or should be, so nothing made of them can be relied on."""
+
+
 class WeightsElsewhere(EnvironmentProblem):
     """Weights of a checkpoint on the Hub are to be read, and only headers were fetched, as for a plan."""
 

@@ -23,6 +23,7 @@ from .byte_source import ByteSource, Identity, LocalFile, NotAFile, Opener
 from .errors import EnvironmentProblem, GgufError
 from .gguf_pairs import ARRAY, SCALARS, STRING, encode_pairs, encode_text
 from .model import MetadataValue
+from .other_kinds import refuse_other_kind
 
 T = TypeVar("T")
 
@@ -239,11 +240,7 @@ def unreadable(path: Path, error: OSError) -> GgufError | EnvironmentProblem:
 def _counts(cursor: _Cursor) -> tuple[int, int, int]:
     """The version, and how many tensors and pairs there are."""
     if cursor.size < 24 or cursor.take(4) != _MAGIC:
-        if cursor.path.suffix == ".onnx":
-            raise GgufError(
-                f"{cursor.path} is an ONNX graph, whose weights and tokenizer are in other files",
-                hint="kconv run, verify and inspect take the whole folder",
-            )
+        refuse_other_kind(cursor.path)
         raise cursor.fail("not a GGUF file (it does not begin with 'GGUF')")
     version = cursor.unpack("I")
     if version not in (2, 3):

@@ -47,10 +47,18 @@ def parse_split_size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
     size = int(match[1]) * _UNITS[match[2]] if match else 0
     if not size:
-        units = re.fullmatch(r"([0-9]{1,9})\s*([KMG])I?B?", text.strip().upper())
-        hint = f"write it as {units[1]}{units[2]}" if units else "write it as 2G or 500M"
-        raise UsageError(f"invalid part size {shown(text)}", hint=hint)
+        raise UsageError(f"invalid part size {shown(text)}", hint=f"write it as {_as_llama_has_it(text)}")
     return size
+
+
+def _as_llama_has_it(text: str) -> str:
+    """A size with a unit as people write it, 2GB or 1.5 GiB, in whole G, M or K."""
+    units = re.fullmatch(r"([0-9]{1,9})(\.[0-9]{1,3})?\s*([KMG])I?B?", text.strip().upper())
+    if units is None or (units[3] == "K" and units[2]):
+        return "2G or 500M"
+    if not units[2]:
+        return f"{units[1]}{units[3]}"
+    return f"{round(float(units[1] + units[2]) * 1000)}{'M' if units[3] == 'G' else 'K'}"
 
 
 def part_path(path: Path, part: int, count: int) -> Path:

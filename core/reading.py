@@ -117,7 +117,7 @@ def _folder(source: Path) -> Path:
                 hint=f"to make other types of the file: kconv quantize {shlex.quote(str(source))} -q q4_k_m; "
                 "all else needs the checkpoint it was made from",
             )
-        raise CheckpointError(
+        raise UsageError(
             f"{source} is a file, expected a checkpoint folder with config.json and weights",
             hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
         )
@@ -129,12 +129,16 @@ def _folder(source: Path) -> Path:
 
 def _meant(source: Path) -> str:
     """What to do about a folder that does not exist: one of nearly that name, or the Hub."""
+    for meant in (source.name.strip(" \t\r\n"), source.name.strip("\"'"), os.path.expanduser(source)):
+        with contextlib.suppress(OSError, ValueError):
+            if meant != source.name and (source.parent / meant / "config.json").is_file():
+                return f"did you mean {source.parent / meant}?"
     with contextlib.suppress(OSError):
         beside = [path.name for path in source.parent.iterdir() if (path / "config.json").is_file()]
         near = difflib.get_close_matches(source.name, beside, n=1, cutoff=0.8)
         if near:
             return f"did you mean {source.parent / near[0]}?"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", str(source)):
         return f"to get it from the Hub: hf download {source} --local-dir {source.name}"
     return "check the path; a repository of the Hub is named ORG/NAME"
 

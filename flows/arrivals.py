@@ -44,11 +44,6 @@ def arrived(
     fetching raise.
     """
     place = parse_object(source)
-    if run.resume and (run.streamed or place is not None):
-        raise UsageError(
-            "--resume cannot go on with streamed weights: what came before the end is not known to be right",
-            hint="leave out --resume, or download the checkpoint (without --stream)",
-        )
     if place is not None:
         from ..hub.object_store import object_checkpoint
 

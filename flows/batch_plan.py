@@ -128,7 +128,7 @@ def _gguf_sizes(look: Look, checkpoint: Checkpoint, family: AnyFamily) -> list[t
                 sizes.append((target.path, beside + _wished_bytes(target.wish, model)))
                 continue
             plan_of = partial(plan_of_target, model, companions, importance)
-            (target,) = with_choices([target], None, model, importance, alone, plan_of, Run())
+            (target,), _ = with_choices([target], None, model, importance, alone, plan_of, Run())
             _, (plan,) = plan_files(model, [target], companions, importance)
         except (InputError, UsageError) as error:
             sizes.append(error)

@@ -17,11 +17,11 @@ from ..core.tensor import Tensor
 from ..quant.choice_losses import MENU, offered, parse_menu
 from ..quant.chosen_policy import choosable, chosen_policy, refuse_other_architecture
 from ..quant.formats import Format
-from ..quant.importance import Importance
+from ..quant.importance import SPARED, Importance
 from ..quant.policy_file import Choice, read_choice
 from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
 from .chooser import Chooser, Found, PlanOf
-from .full_statistics import digest_of
+from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
 from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
@@ -39,8 +39,9 @@ def with_choices(
     options: Options,
     plan_of: PlanOf,
     run: Run,
-) -> list[Target]:
-    """The targets, those with a wish with the policy that fulfils it.
+) -> tuple[list[Target], Importance | None]:
+    """The targets, those with a wish with the policy that fulfils it; and the importance data, with how codes
+    are chosen in these formats if that has been found out.
 
     What tensors lose comes from the policy file of ``options`` or is measured on its calibration text.
     Raises InputError for what cannot be fulfilled, for texts the files are proven on, and for policy files of
@@ -48,19 +49,20 @@ def with_choices(
     """
     wished = [target for target in targets if target.wish is not None]
     if not wished:
-        return list(targets)
+        return list(targets), importance
     tensors = choosable(model, wished[0].policy)
     known = None if options.chosen.policy is None else read_choice(options.chosen.policy)
     if known is not None:
         refuse_other_architecture(known, model, str(options.chosen.policy))
     if not options.chosen.targets:
         assert known is not None
-        return [_with(target, known, tensors) if target.wish else target for target in targets]
+        chosen = [_with(target, known, tensors) if target.wish else target for target in targets]
+        return chosen, importance
     menu = _menu(options)
     before = _chosen_before(wished, menu, options, run)
     if before is not None:
         made = {each.path: _with(each, before[each.policy.name], tensors) for each in wished}
-        return [made.get(target.path, target) for target in targets]
+        return [made.get(target.path, target) for target in targets], importance
     prober = None
     if known is None:
         assert expected is not None
@@ -75,11 +77,16 @@ def with_choices(
         evened = Chooser(tensors, losses.evened(_EVENED), model, plan_of)
         recipes = recipes_of(model, tensors, wished[0].policy, importance)
         found = held_against_recipes(HeldOut(prober), chooser, evened, wished, recipes, run)
+        if options.optimize and importance is not None:
+            wanted = [(tensor, [each.formats[tensor.name] for each in found]) for tensor in tensors]
+            importance = with_codes(importance, model, [w for w in wanted if w[0].name not in SPARED], run)
+            lost = prober.having(importance).together([each.formats for each in found])
+            found = [each.losing(divergence.mean) for each, divergence in zip(found, lost, strict=True)]
     made = {
         target.path: _with(target, _choice(target.policy.name, model, losses, each), tensors)
         for target, each in zip(wished, found, strict=True)
     }
-    return [made.get(target.path, target) for target in targets]
+    return [made.get(target.path, target) for target in targets], importance
 
 
 def predicted_of(output: Output) -> float | None:

@@ -41,6 +41,11 @@ class Found:
     recipe: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
 
+    def losing(self, mean: float) -> Found:
+        """The same, known to lose so much as a whole."""
+        factor = self.factor * mean / self.predicted if self.predicted else self.factor
+        return replace(self, predicted=mean, factor=factor)
+
 
 class Chooser:
     """Chooses among what tensors lose and weigh."""

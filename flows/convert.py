@@ -45,7 +45,6 @@ from .finished import tell_converted
 from .full_statistics import given_importance, optimized
 from .observer import UNOBSERVED, Observer
 from .plan_files import plan_files, plan_of_target
-from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
 from .vocab_stage import vocab_of, with_vocab
@@ -200,7 +199,7 @@ def convert(
         known = {**known, **learned}
     run.progress("planning", 0, 0)
     plan_of = partial(plan_of_target, model, companions, importance)
-    targets = with_choices(targets, expected, model, importance, options, plan_of, run)
+    targets, importance = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     if importance is not None and options.optimize:
         importance, model = optimized(importance, model, plans, run)
@@ -280,6 +279,8 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
+    from .prove import prove_new_files
+
     with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
         proofs = prove_new_files(
             replace(expected, model=model),

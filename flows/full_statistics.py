@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..converters.gguf_plan import FilePlan
 from ..converters.results import Options
+from ..core.claims import claimed_folder
 from ..core.cores import available_cores
-from ..core.errors import InputError, KconvError
+from ..core.errors import EnvironmentProblem, InputError, KconvError
 from ..core.files import refuse_existing
 from ..core.model import Model, Note
 from ..core.scratch import scratch_folder
@@ -30,6 +32,8 @@ from ..quant.importance import SPARED, Importance, read_importance, values_of
 from ..quant.optimize import PLAIN, Optimization, refuse_unfit
 from ..quant.strengths import SAMPLE, STRENGTHS, WIDEST, optimization
 from ..reference.full_statistics import FullGathering
+from ..reference.saved_pass import MARK, Learned, SavedPass
+from ..reference.statistics import Squares
 from ..verify.cost import in_words, multiplying_speed
 from .results import Run
 
@@ -38,10 +42,12 @@ from .results import Run
 class Collected:
     """What a pass gathers besides the activations, in files in ``folder``.
 
-    ``sites`` and ``members`` are known when the pass is over.
+    ``sites`` and ``members`` are known when the pass is over. A pass that ``stays`` is saved in the folder
+    behind each layer, and goes on from there.
     """
 
     folder: Path
+    stays: bool = False
     sites: Sequence[SiteSums] = ()
     members: dict[Member, int] = field(default_factory=dict)
     gathering: FullGathering | None = None
@@ -50,6 +56,32 @@ class Collected:
         """What observes a pass over these windows."""
         self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
         return self.gathering
+
+    def saving(self, asked: Mapping[str, Any], squares: dict[str, Squares]) -> SavedPass | None:
+        """Where the pass that began is saved, if it is; ``squares`` get what an earlier one has learned.
+
+        ``asked`` says what it depends on: one that was ended goes on only if that is the same.
+        """
+        gathering = self.gathering
+        if not self.stays or gathering is None:
+            return None
+
+        def learned() -> Learned:
+            content, arrays = gathering.learned()
+            counts = {name: each.count for name, each in squares.items()}
+            sums = {f"sums/{name}": each.sums for name, each in squares.items()}
+            return {"full": content, "counts": counts}, {**arrays, **sums}
+
+        saved = SavedPass(self.folder, asked, learned)
+        if saved.before is None:
+            for path in self.folder.iterdir():
+                path.unlink()
+            return saved
+        content, arrays = saved.before
+        gathering.resume((content["full"], arrays))
+        for name, count in content["counts"].items():
+            squares[name] = Squares(arrays[f"sums/{name}"], int(count))
+        return saved
 
     def cost(self, model: Model, tokens: int) -> str:
         """What gathering takes, before it begins."""
@@ -104,6 +136,39 @@ def collecting(beside: Path) -> Iterator[Collected]:
         yield Collected(scratch)
 
 
+@contextlib.contextmanager
+def resumable(path: Path, *, resume: bool) -> Iterator[Collected]:
+    """A place to gather in, ``PATH.gathering``, that stays where the work is interrupted or killed.
+
+    Without ``resume`` what lies there is discarded. Raises EnvironmentProblem where another run is at work.
+    """
+    folder = gathering_folder(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(claimed_folder(folder, _worth_keeping(folder)))
+        except BlockingIOError as error:
+            raise EnvironmentProblem(
+                f"{folder} is in use: another kconv is measuring for {path.name}",
+                hint="wait for it, or name another file with -o",
+            ) from error
+        except OSError as error:
+            raise EnvironmentProblem(f"{folder} cannot be made: {error.strerror}") from error
+        if not resume:
+            for old in folder.iterdir():
+                old.unlink()
+        yield Collected(folder, stays=True)
+
+
+def gathering_folder(path: Path) -> Path:
+    """Where statistics that will be ``path`` are gathered."""
+    return path.absolute().with_name(f"{path.name}.gathering")
+
+
+def _worth_keeping(folder: Path) -> Callable[[BaseException], bool]:
+    return lambda error: (folder / MARK).is_file()
+
+
 def statistics_path(output: Path, name: str) -> Path:
     """Where a conversion of a checkpoint of that ``name`` to ``output`` keeps the statistics it learns."""
     return output.parent / f"{name}-statistics.gguf"
@@ -154,13 +219,38 @@ def optimized(
 
     Raises InputError for statistics of another model, EnvironmentProblem where kernels are not built.
     """
-    assert importance.full is not None
-    refuse_unfit(importance.full, model.tensors)
     wanted = [
         (tensor, [plan.formats[index] for plan in plans])
         for index, tensor in enumerate(model.tensors)
         if len(tensor.shape) > 1 and tensor.name not in SPARED
     ]
+    importance = with_codes(importance, model, wanted, run)
+    assert importance.optimization is not None
+    keys = {(tensor.name, format.name) for tensor, formats in wanted for format in formats}
+    of_files = {
+        key: trial for key, trial in importance.optimization.trials.items() if (key[0], key[2]) in keys
+    }
+    found = replace(importance.optimization, trials=of_files)
+    return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+
+
+def with_codes(
+    importance: Importance, model: Model, wanted: Sequence[tuple[Tensor, Sequence[Format]]], run: Run
+) -> Importance:
+    """The importance with what is needed to choose the codes of these tensors in these formats.
+
+    What is known already is not found out again. Raises as ``optimized`` does.
+    """
+    assert importance.full is not None
+    refuse_unfit(importance.full, model.tensors)
+    known = {} if importance.optimization is None else importance.optimization.trials
+    done = {(name, format) for name, _, format in known}
+    wanted = [
+        (tensor, [format for format in formats if (tensor.name, format.name) not in done])
+        for tensor, formats in wanted
+    ]
+    if known and not any(formats for _, formats in wanted):
+        return importance
     threads = run.threads or available_cores()
     about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
     run.announce(f"optimize: codes are chosen by {importance.full.path.name}, about {about}")
@@ -173,7 +263,7 @@ def optimized(
         return out
 
     found = optimization(importance.full, wanted, encode, threads=threads, progress=run.progress)
-    return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+    return replace(importance, optimization=replace(found, trials={**known, **found.trials}))
 
 
 # Products a second and thread, of a core of a server.

@@ -165,9 +165,7 @@ def _meeting(held_out: HeldOut, chooser: Chooser, target: Target, choice: Found,
 def _measured(held_out: HeldOut, choice: Found) -> Found:
     """A choice whose divergence is known."""
     (divergence,) = held_out.measure([choice.formats])
-    known = choice.predicted
-    factor = choice.factor * divergence.mean / known if known else choice.factor
-    return replace(choice, predicted=divergence.mean, factor=factor)
+    return choice.losing(divergence.mean)
 
 
 def _better(

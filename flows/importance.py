@@ -8,14 +8,18 @@ from the family's rows.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..converters.intake import open_model
+from ..converters.manifest import versions
 from ..converters.mapping import build, sources_of
 from ..converters.tokenizer import read_tokenizer
 from ..core.cores import available_cores
@@ -122,15 +126,28 @@ def measure_activations(
             full.finish(name)
 
     watch = Watch(chosen, frozenset(modules), observe, finished)
+    saved = None if collected is None or windows else collected.saving(_asked(expected, chosen), learned)
+    if saved is not None and saved.layers:
+        options.announce(f"resumed: the first {saved.layers} layers have been measured already")
     options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
-        windows, watch=watch, by_layer=True, progress=options.progress
+        windows, watch=watch, by_layer=True, saved=saved, progress=options.progress
     )
     if collected is not None:
         members = {name: [(place.target, place.expert) for place in modules[name]] for name in modules}
         collected.end(members)
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(learned, modules, tuple(texts), len(chosen), size), reading
+
+
+def _asked(expected: Expected, windows: Sequence[Window]) -> dict[str, Any]:
+    """What a measurement depends on: the checkpoint's files, what is read, what computes."""
+    status = {path.name: os.stat(path) for path in expected.checkpoint.weight_files}
+    return {
+        "files": {name: [each.st_size, each.st_mtime_ns] for name, each in status.items()},
+        "windows": hashlib.sha256(repr([(each.ids, each.source) for each in windows]).encode()).hexdigest(),
+        "versions": versions(("torch", "transformers")),
+    }
 
 
 def _refuse_little(tokens: int) -> None:

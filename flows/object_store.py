@@ -1,11 +1,16 @@
-"""Conversions whose files go into an object store: made here, put there in parts, gone from here."""
+"""Conversions whose files go into an object store: its parts are sent while they are made.
+
+What is to be proven lies in TMPDIR meanwhile, since llama.cpp reads files; what is not is never on a disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..converters.gguf_writer import NoRoom
 from ..converters.results import CompanionFile, Options, Output
 from ..core.claims import NAMES
 from ..core.elsewhere import Elsewhere
@@ -15,6 +20,7 @@ from ..core.scratch import scratch_folder
 from ..hub.multipart import end_left_open, put_files, refuse_objects
 from ..hub.object_names import ObjectPlace
 from ..hub.object_store import ObjectPath
+from ..hub.part_sender import PartSender
 from ..verify.proof import Part, Proof
 from ..vocab.parity import Parity
 from .convert import convert
@@ -27,7 +33,8 @@ def convert_to_store(
 ) -> Conversion:
     """As ``convert``; ``place`` is that of a file where it ends in ``.gguf``, else what all keys begin with.
 
-    The files are made in a temporary folder, since they have to lie on a disk to be proven, and their objects
+    The parts of an object are sent as soon as their ranges of the plan are finished. Files that are to be
+    proven are kept in a temporary folder until they are; without a proof none lies on the disk. The objects
     appear as files do: all when they are whole, before the proof, whose result the manifests get afterwards.
     Raises what ``convert`` raises, and HubRefusal, EnvironmentProblem for what the store refuses.
     """
@@ -38,23 +45,29 @@ def convert_to_store(
         )
     end_left_open(run.announce)
     one = place.name.endswith(".gguf")
-    with scratch_folder("upload") as scratch:
+    above = ObjectPlace(place.bucket, place.key.rpartition("/")[0]) if one else place
+    with scratch_folder("upload") as scratch, PartSender(above, keeps=options.verify != "off") as sender:
         folder = scratch / "files"
         folder.mkdir()
-        above = ObjectPlace(place.bucket, place.key.rpartition("/")[0]) if one else place
 
         def planned(paths: Sequence[Path]) -> None:
             if not run.force:
                 refuse_objects([above / path.name for path in paths])
 
         def made(paths: Sequence[Path]) -> None:
-            put_files(_in_order(folder, above), run.progress, replacing=run.force)
+            sent = sender.finish(run.progress)
+            beside = [each for each in _in_order(folder, above) if each[0] not in sender.paths]
+            planned([*sender.paths, *(path for path, _ in beside)])  # whoever was there meanwhile, stays
+            put_files(beside, run.progress, replacing=run.force, before=sent)
+            sender.close()
             run.made([_there(path, above) for path in paths])
 
-        here = replace(run, planned=planned, made=made, observer=_There(run.observer, above))
-        conversion = convert(
-            source, folder / place.name if one else folder, options, here, modelfile=modelfile
-        )
+        told = _There(run.observer, above)
+        here = replace(run, planned=planned, made=made, observer=told, outlet=sender)
+        with _for_the_proof():
+            conversion = convert(
+                source, folder / place.name if one else folder, options, here, modelfile=modelfile
+            )
         if conversion.proofs:
             manifests = [output.manifest for output in conversion.outputs]
             put_files([(path, above / path.name) for path in manifests], replacing=True)
@@ -62,6 +75,18 @@ def convert_to_store(
     companions = tuple(_companion_there(each, above) for each in conversion.companions)
     proofs = tuple(_proof_there(proof, above) for proof in conversion.proofs)
     return replace(conversion, outputs=outputs, companions=companions, proofs=proofs)
+
+
+@contextlib.contextmanager
+def _for_the_proof() -> Iterator[None]:
+    """Say of a want of room in TMPDIR what that room is for."""
+    try:
+        yield
+    except NoRoom as error:
+        raise NoRoom(
+            f"{error.message}: files are proven on a disk of this machine",
+            hint="set TMPDIR to a larger disk, or pass --no-verify, which needs no room here",
+        ) from error
 
 
 class _There(Observer):

@@ -196,7 +196,7 @@ def plan(
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
     plan_of = partial(plan_of_target, model, companions, importance)
-    targets = with_choices(targets, None, model, importance, options, plan_of, Run())
+    targets, _ = with_choices(targets, None, model, importance, options, plan_of, Run())
     bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(vocab_of(model)))
     folder = targets[0].path.absolute().parent
     types, refused = [], []

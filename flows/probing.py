@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,6 +103,12 @@ class Prober:
             "menu": [format.name for format in menu],
         }
         return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured, to_kind)
+
+    def having(self, importance: Importance) -> Prober:
+        """The same with other importance data, or with codes that are chosen by them."""
+        other = copy(self)
+        other._importance = importance
+        return other
 
     def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
         """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""

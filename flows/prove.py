@@ -16,11 +16,13 @@ from ..quant.importance import Importance
 from ..reference.kept_reading import kept_or_read
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..verify.early import early_readers, room_for_logits
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
 from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..verify.prove import prove
+from ..verify.recomputed import QUICK
 from ..vocab.parity import Parity
 from .automatic import Known
 from .results import Run
@@ -61,20 +63,27 @@ def prove_new_files(
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
-        if asked in known:
-            return known[asked]
-        return read_and_keep(keep, expected, options, asked, run)
+        reading = known[asked] if asked in known else read_and_keep(keep, expected, options, asked, run)
+        if len(files) > 1:
+            reading.keep(room_for_logits())
+        return reading
 
     proofs = []
-    for number, path in enumerate(files, 1):
-        with open_gguf(path) as file:
-            artifact = NewGgufArtifact(file, parity=parity, scope=scope, importance=importance)
-            run.observer.proving(path, artifact.type, number, len(files))
-            proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
-            if predicted:
-                proof = with_prediction(proof, predicted[number - 1])
-            proofs.append(proof)
-            run.observer.proven(proof)
+    positions = QUICK if scope == "quick" else None
+    with early_readers(expected, files, windows, options, positions) as readers:
+        for number, (path, early) in enumerate(zip(files, readers, strict=True), 1):
+            with open_gguf(path) as file:
+                artifact = NewGgufArtifact(
+                    file, parity=parity, scope=scope, importance=importance, early=early
+                )
+                run.observer.proving(path, artifact.type, number, len(files))
+                proof = prove(
+                    expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read
+                )
+                if predicted:
+                    proof = with_prediction(proof, predicted[number - 1])
+                proofs.append(proof)
+                run.observer.proven(proof)
     return tuple(proofs)
 
 

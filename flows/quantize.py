@@ -149,7 +149,7 @@ def requantize(source: str | Path, output: str | Path | None, request: Request, 
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
         planner = Planner(file, model, importance, request.keep_split)
-        targets = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
+        targets, _ = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
         asked = [target.policy for target in targets]
         model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
         plans = [planner.plan(*each) for each in zip(targets, chosen, strict=True)]
@@ -184,6 +184,11 @@ def requantize(source: str | Path, output: str | Path | None, request: Request, 
 
 def _refuse_folder(source: Path) -> None:
     """Raise UsageError for a checkpoint, which is quantized while it is converted."""
+    if source.is_dir() and any(source.glob("*.onnx")):
+        raise UsageError(
+            f"{source} is an ONNX folder, expected a GGUF file",
+            hint="other types of it are made from the checkpoint: kconv to-onnx CHECKPOINT -q q8_0",
+        )
     if (source / "config.json").is_file():
         raise UsageError(
             f"{source} is a checkpoint folder, expected a GGUF file",

@@ -12,6 +12,7 @@ from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..core.checkpoint import Checkpoint
 from ..core.model import Model, Note
+from ..core.outlet import Outlet
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
@@ -47,6 +48,7 @@ class Run:
     executor: Executor | None = None
     group_bytes: int | None = None
     observer: Observer = UNOBSERVED
+    outlet: Outlet | None = None
 
 
 @dataclass(frozen=True)

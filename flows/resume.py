@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..converters.done_pieces import read_arrivals
 from ..converters.journal import JournalFolder, differences
 from ..converters.targets import Target
-from ..core.errors import EnvironmentProblem, OutputExists
+from ..core.elsewhere import Stream
+from ..core.errors import DamagedOnTheWay, EnvironmentProblem, OutputExists
 from ..core.files import atomic_files, refuse_existing
 from ..core.folders import atomic_folder, refuse_filled
 from ..core.kept import Kept, journal_beside, kept_for, read_kept
@@ -63,6 +65,21 @@ def find_kept(
             f"the unfinished files of {paths[0]} cannot be resumed: {'; '.join(told)}", hint=_ANEW
         )
     return kept
+
+
+def hold_to(kept: Kept | None, stream: Stream | None) -> None:
+    """Have a stream hold what comes to what came in the run that is gone on with.
+
+    Raises CannotResume where the journal does not say that, DamagedOnTheWay.
+    """
+    if kept is None or stream is None:
+        return
+    try:
+        stream.restore(read_arrivals(kept.folder))
+    except (ValueError, LookupError, TypeError) as error:
+        raise CannotResume(
+            f"the journal {kept.folder} does not say what had been fetched: it is damaged", hint=_ANEW
+        ) from error
 
 
 def not_as_written(path: Path) -> OutputExists:
@@ -154,7 +171,8 @@ def _keep(journal: JournalFolder, error: BaseException) -> bool:
     """Whether unfinished files stay: if there is something to go on with, and the input was not at fault."""
     if not journal.is_established:
         return False
-    if not isinstance(error, KeyboardInterrupt | EnvironmentProblem | OSError | MemoryError):
+    passing = isinstance(error, KeyboardInterrupt | EnvironmentProblem | OSError | MemoryError)
+    if not passing or isinstance(error, DamagedOnTheWay):
         journal.remove()
         return False
     left = read_kept(journal.path)

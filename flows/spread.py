@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..converters.done_pieces import Done, read_done
 from ..converters.gguf_writer import PiecesWritten, write_pieces
-from ..converters.journal import Done, Journal, JournalFolder, fingerprint, read_done
+from ..converters.journal import Journal, JournalFolder, fingerprint
 from ..converters.pieces import Piece, source_bytes
 from ..converters.write_plan import BegunFile, WritePlan, opened_file, sound_pieces
 from ..core.claims import new_mark

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..converters.done_pieces import Done, read_done, resumed_text
 from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.gguf_writer import (
     Written,
@@ -19,19 +20,12 @@ from ..converters.gguf_writer import (
     write_pieces,
 )
 from ..converters.hashes import SourceFile, SourceHashes
-from ..converters.journal import (
-    Done,
-    Journal,
-    JournalFolder,
-    fingerprint,
-    read_done,
-    resumed_text,
-    source_stamps,
-)
+from ..converters.journal import Journal, JournalFolder, fingerprint, source_stamps
 from ..converters.kept_choices import keep_choices
 from ..converters.kept_importance import keep_importance
 from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
+from ..converters.pieces import Piece
 from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
 from ..converters.write_plan import WritePlan, sound_pieces
@@ -41,10 +35,11 @@ from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import read_header
 from ..core.leftovers import discard
 from ..core.model import Model
+from ..core.outlet import Outlet
 from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
-from .resume import find_kept, is_published, journaled_files, not_as_written
+from .resume import find_kept, hold_to, is_published, journaled_files, not_as_written
 from .spread import write_spread
 
 Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
@@ -71,9 +66,8 @@ def write_targets(
     ``source`` hashes meanwhile what is read; ``modelfile`` makes an Ollama Modelfile for the file of that
     name. A journal is kept meanwhile; if the files are to be ``proven``, it stays until whoever does that
     discards it. What an ended run has left goes on where ``run`` says so (resume.py). Weights from a
-    ``stream`` are known to be right when all have come, so nothing of them is noted. The model comes back
-    with notes on its weights. Raises what reading, encoding and writing raise; then nothing has its final
-    name.
+    ``stream`` are known to be right when all have come: the journal says what has. The model comes back with
+    notes on its weights. Raises what reading, encoding and writing raise; then nothing has its final name.
     """
     paths = [path for target in targets for path in target.paths]
     run.observer.writing([target.type for target in targets])
@@ -85,6 +79,7 @@ def write_targets(
 
     stamps = source_stamps(source.sources)
     kept = find_kept(paths, identity, stamps, run)
+    hold_to(kept, stream)
     parts = [path for target in targets for path in target.parts]
     if kept is not None and is_published(kept, paths):
         begun = plan_writing(model.tensors, plans, parts, allow_nan=allow_nan, importance=importance)
@@ -95,14 +90,18 @@ def write_targets(
         return outputs, [_write_companion(each, None) for each in companions], model
     paths += [each.path for each in companions if not each.kept]
     content = partial(_content, identity, stamps)
-    with journaled_files(paths, kept, content, run, proven=proven and stream is None) as (made, journal):
+    proven = proven and run.outlet is None
+    with journaled_files(paths, kept, content, run, proven=proven) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
-        if importance is not None and not importance.source and stream is None:  # measured by this very run
+        if importance is not None and not importance.source and stream is None and run.outlet is None:
+            # measured by this very run
             journal.establish(partial(_keep_learned, importance=importance, targets=targets))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
-        begun = begin_files(model.tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
+        begun = begin_files(
+            model.tensors, plans, temporaries, allow_nan=allow_nan, importance=importance, outlet=run.outlet
+        )
         with source as hashes:
             written = _write(begun, done, journal, identity, run, stream)
             files = hashes.result(run.progress)
@@ -150,9 +149,8 @@ def _write(
 ) -> Written:
     """All pieces that are not ``done``; the others are checked."""
     pieces = plan.pieces()
-    if stream is not None:
-        written = write_pieces(plan, pieces, threads=run.threads, progress=run.progress, stream=stream)
-        return finished(plan, written.not_finite, written.kernels)
+    if run.outlet is not None:
+        return _send(plan, pieces, run, run.outlet, stream)
     sound = (
         sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress) if done.checks else set()
     )
@@ -162,9 +160,22 @@ def _write(
     if run.executor is not None:
         written = write_spread(plan, left, folder, identity(), run.executor, run)
         return finished(plan, done.not_finite | written.not_finite, written.kernels)
-    with Journal(folder, new_mark(), [file.path for file in plan.files]) as journal:
-        written = write_pieces(plan, left, threads=run.threads, journal=journal, progress=run.progress)
+    with Journal(folder, new_mark(), [file.path for file in plan.files], stream) as journal:
+        written = write_pieces(
+            plan, left, threads=run.threads, journal=journal, progress=run.progress, stream=stream
+        )
     return finished(plan, done.not_finite | written.not_finite, written.kernels)
+
+
+def _send(
+    plan: WritePlan, pieces: Sequence[Piece], run: Run, outlet: Outlet, stream: Stream | None
+) -> Written:
+    """All pieces, in the order of their bytes, so that few parts are open at a time."""
+    pieces = sorted(pieces, key=lambda piece: (piece.index, piece.start))
+    written = write_pieces(
+        plan, pieces, threads=run.threads, progress=run.progress, stream=stream, outlet=outlet
+    )
+    return finished(plan, written.not_finite, written.kernels, on_disk=outlet.keeps)
 
 
 def _published(plan: WritePlan, done: Done, run: Run) -> Written:

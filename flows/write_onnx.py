@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.card import general_metadata, licence_notice
+from ..converters.done_pieces import read_done
 from ..converters.hashes import SourceFile, checkpoint_hashes
-from ..converters.journal import JournalFolder, fingerprint, read_done, source_stamps
+from ..converters.journal import JournalFolder, fingerprint, source_stamps
 from ..converters.manifest import manifest_json, source_part, versions
 from ..converters.mapping import parameters
 from ..converters.onnx.folder import SideFiles
@@ -27,7 +28,7 @@ from ..core.kept import Kept
 from ..core.leftovers import discard
 from ..core.model import Model, Note
 from .results import OnnxConversion, Run
-from .resume import find_kept, is_published, journaled_folder, not_as_written
+from .resume import find_kept, hold_to, is_published, journaled_folder, not_as_written
 
 WeightFiles = Mapping[str, Mapping[str, Graph]]
 """By the path of a file of weights in the folder: the graphs that use it, by their files' names."""
@@ -83,6 +84,7 @@ def write_folder(
     identity = functools.cache(partial(_identity, files, options))
     stamps = source_stamps(source.sources)
     kept = find_kept([path], identity, stamps, run)
+    hold_to(kept, checkpoint.stream)
     if kept is not None and is_published(kept, [path]):
         notes += _published(path, files, kept, run)
         if not proven:
@@ -92,7 +94,6 @@ def write_folder(
     def content() -> dict[str, Any]:
         return {"fingerprint": identity(), "sources": stamps}
 
-    proven = proven and checkpoint.stream is None
     with journaled_folder(path, kept, content, run, mark=MANIFEST, proven=proven) as (folder, journal):
         with source as hashes:
             notes += _write_graphs(files, folder, options, journal, run, checkpoint.stream)
@@ -154,10 +155,7 @@ def _write_graphs(
     run: Run,
     stream: Stream | None,
 ) -> list[Note]:
-    """Graphs and their weights; returns what there is to say of the weights.
-
-    Those from a stream are known to be right when all have come, so nothing of them is noted.
-    """
+    """Graphs and their weights; returns what there is to say of the weights."""
     from ..converters.onnx.writer import Journaled, write_onnx  # which needs the onnx package
 
     notes: list[Note] = []
@@ -170,7 +168,7 @@ def _write_graphs(
             place.name,
             threads=run.threads,
             allow_nan=options.allow_nan,
-            journaled=None if stream is not None else Journaled(journal, f"{number}-", run.announce),
+            journaled=Journaled(journal, f"{number}-", run.announce),
             progress=run.progress,
             stream=stream,
         )

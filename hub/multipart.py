@@ -31,7 +31,8 @@ SMALLEST, LARGEST, MOST = 5 << 20, 5 << 30, 10_000
 """Bytes a part may have (the last may have fewer), and how many parts there may be: S3's limits."""
 USUAL = 32 << 20
 """Bytes of a part, unless there would be too many."""
-_AT_A_TIME = 3
+AT_A_TIME = 3
+"""Parts that are sent side by side."""
 _MIB = 1 << 20
 
 
@@ -63,63 +64,84 @@ def refuse_objects(places: Sequence[ObjectPlace]) -> None:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """An upload that was begun: of which file to where, and under which number."""
+class Upload:
+    """An upload that was begun: to where, under which number, and where its parts begin and end."""
 
-    path: Path
     place: ObjectPlace
     number: str
     borders: Sequence[tuple[int, int]]
 
 
+Sent = tuple[Upload, Sequence[str]]
+"""An upload whose parts are all in the store, and the store's tags of them."""
+
+
 def put_files(
-    files: Sequence[tuple[Path, ObjectPlace]], progress: Progress = silent, *, replacing: bool = False
+    files: Sequence[tuple[Path, ObjectPlace]],
+    progress: Progress = silent,
+    *,
+    replacing: bool = False,
+    before: Sequence[Sent] = (),
 ) -> None:
     """Put files into the store; their objects appear when all parts of all are there, in this order.
 
-    Calls ``progress("upload", bytes done, bytes in all)``. Where it fails or is interrupted, no part stays,
-    nor an object, unless it is ``replacing`` others. Raises HubRefusal, EnvironmentProblem.
+    Those of the uploads sent ``before`` come first. Calls ``progress("upload", bytes done, bytes in all)``.
+    Where it fails or is interrupted, no part of ``files`` stays, nor an object, unless it is ``replacing``
+    others. Raises HubRefusal, EnvironmentProblem.
     """
     sizes = [path.stat().st_size for path, _ in files]
     borders = [part_borders(size) for size in sizes]
     done, total = 0, sum(sizes)
     with contextlib.ExitStack() as stack:
         begun = [
-            stack.enter_context(_upload(path, place, each))
-            for (path, place), each in zip(files, borders, strict=True)
+            stack.enter_context(begun_upload(place, each))
+            for (_, place), each in zip(files, borders, strict=True)
         ]
-        pool = stack.enter_context(ThreadPoolExecutor(_AT_A_TIME))
+        pool = stack.enter_context(ThreadPoolExecutor(AT_A_TIME))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        sent = [[pool.submit(_send, each, i) for i in range(len(each.borders))] for each in begun]
+        sent = [
+            [pool.submit(_send_of_file, path, each, i) for i in range(len(each.borders))]
+            for (path, _), each in zip(files, begun, strict=True)
+        ]
         tags: list[list[str]] = [[] for _ in begun]
         for upload, futures, own in zip(begun, sent, tags, strict=True):
             for future, (start, stop) in zip(futures, upload.borders, strict=True):
                 own.append(future.result())
                 done += stop - start
                 progress("upload", done, total)
-        complete: list[ObjectPlace] = []
-        try:
-            for upload, own in zip(begun, tags, strict=True):
-                complete.append(upload.place)  # before it is: the answer may be lost
-                _complete(upload, own)
-        except BaseException:
-            for place in () if replacing else complete:
-                with contextlib.suppress(KconvError):
-                    call("delete_object", place)
-            raise
+        _complete_all([*before, *zip(begun, tags, strict=True)], replacing=replacing)
 
 
-def _send(upload: _Begun, index: int) -> str:
-    """Send one part; returns the store's tag of it."""
+def _complete_all(uploads: Sequence[Sent], *, replacing: bool) -> None:
+    """Make objects of all uploads, or, unless ``replacing``, of none."""
+    complete: list[ObjectPlace] = []
+    try:
+        for upload, tags in uploads:
+            complete.append(upload.place)  # before it is: the answer may be lost
+            _complete(upload, tags)
+    except BaseException:
+        for place in () if replacing else complete:
+            with contextlib.suppress(KconvError):
+                call("delete_object", place)
+        raise
+
+
+def _send_of_file(path: Path, upload: Upload, index: int) -> str:
+    """Send one part of a file; returns the store's tag of it."""
     start, stop = upload.borders[index]
-    with upload.path.open("rb") as opened:
+    with path.open("rb") as opened:
         opened.seek(start)
         data = opened.read(stop - start)
     if len(data) != stop - start:
         raise EnvironmentProblem(
-            f"{upload.path} ends after {start + len(data)} bytes, expected {upload.borders[-1][1]}",
+            f"{path} ends after {start + len(data)} bytes, expected {upload.borders[-1][1]}",
             hint="do not change the files meanwhile",
         )
+    return send_part(upload, index, data)
+
+
+def send_part(upload: Upload, index: int, data: bytes) -> str:
+    """Send the bytes of one part; returns the store's tag of it. Raises as ``call`` does."""
     sums = hashlib.md5(data, usedforsecurity=False)
     answer = call("upload_part", upload.place, UploadId=upload.number, PartNumber=index + 1, Body=data)
     tag = str(answer["ETag"])
@@ -131,7 +153,7 @@ def _send(upload: _Begun, index: int) -> str:
     return tag
 
 
-def _complete(upload: _Begun, tags: Sequence[str]) -> None:
+def _complete(upload: Upload, tags: Sequence[str]) -> None:
     parts = [{"PartNumber": i + 1, "ETag": tag} for i, tag in enumerate(tags)]
     call("complete_multipart_upload", upload.place, UploadId=upload.number, MultipartUpload={"Parts": parts})
     size = upload.borders[-1][1]
@@ -141,13 +163,13 @@ def _complete(upload: _Begun, tags: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _upload(path: Path, place: ObjectPlace, borders: Sequence[tuple[int, int]]) -> Iterator[_Begun]:
+def begun_upload(place: ObjectPlace, borders: Sequence[tuple[int, int]]) -> Iterator[Upload]:
     """Begin an upload, noted before and after; whatever goes wrong while it lasts ends it in the store."""
     with _Note(place) as note:
         number = str(call("create_multipart_upload", place)["UploadId"])
         note.write(number)
         try:
-            yield _Begun(path, place, number, borders)
+            yield Upload(place, number, borders)
         except BaseException:
             try:
                 abort(place, number)

@@ -124,6 +124,11 @@ class ObjectRanges:
         """In bytes."""
         return self._size
 
+    @property
+    def version(self) -> str:
+        """Its ETag."""
+        return self._etag
+
     def fetch(self, view: memoryview, start: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """See ``hub.ranges.Ranges.fetch``; what breaks off goes on where it broke off."""
         done, failed = 0, 0

@@ -119,12 +119,12 @@ class Pass:
         for taken in order.taken:
             for number in taken:
                 self._left[number] += 1
-        wanted = range(len(self._blocks))
-        self._wanted = list(wanted) if whole else [number for number in wanted if self._left[number]]
+        unsummed = [whole and not block.file.is_summed for block in self._blocks]
+        self._wanted = [number for number, left in enumerate(self._left) if left or unsummed[number]]
         self._next = 0  # place in _wanted
         self._held = 0  # blocks in memory or on the way
         self._ready: dict[int, memoryview] = {}
-        self._unsummed = set(self._wanted) if whole else set()
+        self._unsummed = {number for number, wanted in enumerate(unsummed) if wanted}
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._stopped = False
@@ -194,7 +194,7 @@ class Pass:
                 self._changed.notify_all()
 
     def _sum_up(self) -> None:
-        for file in self._files:
+        for file in (each for each in self._files if not each.is_summed):
             sums = hashlib.sha256(), git_digest(file.size)
             for number in range(self._first.get(file, 0), len(self._blocks)):
                 if self._blocks[number].file is not file:

@@ -42,6 +42,11 @@ class Ranges(Protocol):
         """In bytes."""
         ...
 
+    @property
+    def version(self) -> str:
+        """What its keeper calls these contents, and no others of the same name."""
+        ...
+
     def fetch(self, view: memoryview, start: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fill ``view`` from byte ``start`` on.
 
@@ -77,6 +82,11 @@ class HubRanges:
     def size(self) -> int:
         """In bytes, as the Hub lists it."""
         return self._file.size
+
+    @property
+    def version(self) -> str:
+        """What the Hub calls its contents."""
+        return self._file.etag
 
     def fetch(self, view: memoryview, start: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """See ``Ranges.fetch``."""

@@ -13,7 +13,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ..core.byte_source import Identity
-from ..core.errors import EnvironmentProblem
+from ..core.errors import DamagedOnTheWay, EnvironmentProblem
 from ..core.progress import Progress
+from ..core.sizes import decimal_size
 from .ranges import Ranges
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 GRANULE = 1 << 20
 """Bytes that are fetched, and recognized, together."""
 
+_DIGEST = 16  # bytes that tell a granule from any other
 _LARGEST = 32 * GRANULE  # of one request for a range somebody waits for
 _KEPT = 32  # granules kept because what is read next may lie in them, too
 _SMALL = 8  # granules of a request all of which are kept; else those at its ends
@@ -50,9 +52,9 @@ def recorded() -> Iterator[list[tuple[StreamedFile, int, int]]]:
         _recording.log = None
 
 
-def changed(name: str) -> EnvironmentProblem:
+def changed(name: str) -> DamagedOnTheWay:
     """What to raise where bytes that came twice are not the same."""
-    return EnvironmentProblem(
+    return DamagedOnTheWay(
         f"{name}: bytes that were fetched twice came differently: they were damaged on the way, or the file "
         "was changed",
         hint="run it again",
@@ -94,6 +96,8 @@ class StreamedFile:
         """Bytes that were asked for outside of a pass."""
         self.passing: Pass | None = None
         self._digests: dict[int, bytes] = {}
+        self._told: set[int] = set()  # granules that a journal has
+        self._sum_told = False
         self.kept = Kept()
         self._sum: str | None = None
         self._summed = 0
@@ -105,8 +109,9 @@ class StreamedFile:
 
     @property
     def identity(self) -> Identity:
-        """Nothing but the size: that it stays the same file is seen to with each answer."""
-        return 0, 0, self.size, 0
+        """What its keeper calls it, as a number: that it stays the same file is seen to with each answer."""
+        version = hashlib.blake2b(self.ranges.version.encode(), digest_size=6).digest()
+        return 0, 0, self.size, int.from_bytes(version, "big")
 
     def identity_now(self) -> Identity:
         """See ``identity``."""
@@ -156,9 +161,49 @@ class StreamedFile:
     def recognize(self, data: memoryview, start: int) -> None:
         """Hold whole granules to what they were when they came first. Raises EnvironmentProblem."""
         for begin in range(0, len(data), GRANULE):
-            digest = hashlib.blake2b(data[begin : begin + GRANULE], digest_size=16).digest()
+            digest = hashlib.blake2b(data[begin : begin + GRANULE], digest_size=_DIGEST).digest()
             if self._digests.setdefault((start + begin) // GRANULE, digest) != digest:
                 raise changed(self.ranges.name)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether all of it has come, and was right."""
+        return self._sum is not None
+
+    def arrivals(self) -> dict[str, Any] | None:
+        """Digests of granules that were not told of before, in runs, and the sum; None for nothing new."""
+        summed = self._sum  # first: it speaks for digests that are there by then
+        new = sorted(self._digests.copy().keys() - self._told)  # a copy: others put more in meanwhile
+        if not new and (summed is None or self._sum_told):
+            return None
+        runs: list[tuple[int, list[str]]] = []
+        for granule in new:
+            if not runs or granule != runs[-1][0] + len(runs[-1][1]):
+                runs.append((granule, []))
+            runs[-1][1].append(self._digests[granule].hex())
+        self._told.update(new)
+        self._sum_told = summed is not None
+        return {"granules": [[first, "".join(digests)] for first, digests in runs], "sha256": summed}
+
+    def restore(self, told: Mapping[str, Any]) -> None:
+        """Hold what comes to what ``arrivals`` told of in an earlier run. Raises as ``recognize``."""
+        for first, digests in told["granules"]:
+            data = bytes.fromhex(digests)
+            for place in range(0, len(data), _DIGEST):
+                granule = int(first) + place // _DIGEST
+                if (
+                    self._digests.setdefault(granule, data[place : place + _DIGEST])
+                    != data[place : place + _DIGEST]
+                ):
+                    raise changed(self.ranges.name)
+                self._told.add(granule)
+        if told["sha256"] is not None:
+            self._sum, self._sum_told = str(told["sha256"]), True
+
+    @property
+    def bytes_again(self) -> int:
+        """Bytes that a run has fetched of it which was ended before it could sum up all of them."""
+        return 0 if self.is_summed else sum(min(GRANULE, self.size - g * GRANULE) for g in self._told)
 
     def summing(self, done: int) -> None:
         """So many bytes of it have been summed up."""
@@ -168,7 +213,7 @@ class StreamedFile:
         """What all of it sums up to. Raises EnvironmentProblem where that is not what its keeper says."""
         for found, expected, kind in ((sha256, self.expected, "SHA-256"), (git, self.git, "Git's id")):
             if expected is not None and found != expected:
-                raise EnvironmentProblem(
+                raise DamagedOnTheWay(
                     f"{self.ranges.name}: {kind} of the bytes that came is {found}, expected {expected}: "
                     "they were damaged on the way",
                     hint="run it again; nothing was written under its final name",
@@ -240,6 +285,23 @@ class WeightStream:
         """See ``Stream.working_on``."""
         assert self._pass is not None
         return self._pass.working_on(part)
+
+    def arrivals(self) -> dict[str, Any]:
+        """See ``Stream.arrivals``: those of each file that has any, by its name."""
+        told = {name: file.arrivals() for name, file in self.files.items()}
+        return {name: each for name, each in told.items() if each is not None}
+
+    def restore(self, arrivals: Sequence[Mapping[str, Any]]) -> None:
+        """See ``Stream.restore``; announces what is going to be fetched again."""
+        for each in arrivals:
+            for name, told in each.items():
+                self.files[name].restore(told)
+        again = sum(file.bytes_again for file in self.files.values())
+        whole = [file for file in self.files.values() if file.is_summed]
+        text = f"streamed: {len(whole)} of {len(self.files)} files had come whole"
+        if again:
+            text += f"; {decimal_size(again)} of the others are fetched again, for their sums"
+        self.announce(text)
 
     def abort(self) -> None:
         """See ``Stream.abort``."""

@@ -97,8 +97,8 @@ GRIDS: tuple[Format, ...] = tuple(
     FORMATS[name] for name in ("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 )
 
-# The formats weights can be encoded in anew, to hold a file against: what libggml encodes without importance
-# data and at more than 5 million weights a second.
+# The formats libggml encodes anew, to hold a file against, without importance data and at more than 5 million
+# weights a second. Of the others second_look.py says how much is encoded.
 RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if format not in GRIDS)
 
 _BY_LOWER_NAME = {format.name.lower(): format for format in ENCODABLE}
@@ -122,12 +122,14 @@ _USUAL_NAMES = {
     **dict.fromkeys(
         ("4", "4bit", "int4", "q4", "w4a16", "u4", "nf4", "fp4", "gptq", "awq"), ("q4_0", "q4_k_m")
     ),
-    **dict.fromkeys(("q4km", "4km"), ("q4_k_m",)),
+    **dict.fromkeys(("q4km", "4km", "q4kl", "q4kxl", "udq4kxl"), ("q4_k_m",)),  # others' own mixtures
     **dict.fromkeys(("q4ks", "4ks"), ("q4_k_s",)),
     **dict.fromkeys(("iq4",), ("iq4_xs", "iq4_nl")),
-    **dict.fromkeys(("5", "5bit", "int5", "q5", "q5km"), ("q5_k_m",)),
+    **dict.fromkeys(("5", "5bit", "int5", "q5", "q5km", "q5kl", "q5kxl"), ("q5_k_m",)),
     **dict.fromkeys(("6", "6bit", "int6", "q6", "q6km"), ("q6_k",)),
-    **dict.fromkeys(("8", "8bit", "int8", "q8", "q8k", "q8km", "w8a8", "w8a16", "fp8", "f8"), ("q8_0",)),
+    **dict.fromkeys(
+        ("8", "8bit", "int8", "q8", "q8k", "q8km", "w8a8", "w8a16", "fp8", "f8", "bnb"), ("q8_0",)
+    ),
     **dict.fromkeys(("16", "16bit", "fp16", "float16", "half", "torchfloat16"), ("f16",)),
     **dict.fromkeys(("bfloat16", "bfp16", "brainfloat", "torchbfloat16"), ("bf16",)),
     **dict.fromkeys(("32", "32bit", "fp32", "float32", "float", "full", "torchfloat32"), ("f32",)),
@@ -141,13 +143,20 @@ def _letters(text: str) -> str:
 
 def nearest(text: str, names: Sequence[str]) -> str:
     """A hint for a misspelt name: the one of ``names`` closest to ``text``, if any, and all of them."""
+    found = suggested(text, names)
+    guess = f"did you mean {' or '.join(found)}? " if found else ""
+    return f"{guess}choose one of {', '.join(names)}"
+
+
+def suggested(text: str, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that ``text`` may mean: by what others call them, else the closest one."""
     by_lower = {name.lower(): name for name in names}
     usual = [by_lower[name] for name in _USUAL_NAMES.get(_letters(text), ()) if name in by_lower]
-    if usual:
-        return f"did you mean {' or '.join(usual)}? choose one of {', '.join(names)}"
+    same = [name for name in names if _letters(name) == _letters(text)]
+    if usual or same:
+        return usual or same
     close = difflib.get_close_matches(text.strip().lower(), by_lower, n=1, cutoff=0.5)
-    guess = f"did you mean {by_lower[close[0]]}? " if close else ""
-    return f"{guess}choose one of {', '.join(names)}"
+    return [by_lower[each] for each in close]
 
 
 def format_of_type(ggml_type: int) -> Format | None:

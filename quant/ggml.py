@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..core.cores import few_spins
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.system_processes import library_names
 from ..core.tensor import Array, DType
@@ -212,7 +213,8 @@ def library() -> ctypes.CDLL:
         raise EnvironmentProblem("kconv supports little-endian machines only")
     path = library_path()
     try:
-        loaded = ctypes.CDLL(str(path))
+        with few_spins():  # it brings the libgomp that torch computes with, too
+            loaded = ctypes.CDLL(str(path))
         _declare(loaded)
     except (OSError, AttributeError) as error:
         raise EnvironmentProblem(f"cannot use {path}: {error}", hint=_REINSTALL) from error

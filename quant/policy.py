@@ -87,7 +87,19 @@ def parse_policy(
                 output_type=None if output_type is None else parse_format(output_type),
                 embedding_type=None if embedding_type is None else parse_format(embedding_type),
             )
-    raise UsageError(f"unknown type {text!r}", hint=nearest(text, list(POLICIES)))
+    raise UsageError(f"unknown type {text!r}", hint=_meant(text))
+
+
+def _meant(text: str) -> str:
+    """What to write in place of what is no type."""
+    wanted = text.strip().lower()
+    if len(wanted.split()) > 1:
+        return f"several types are written with commas: -q {','.join(wanted.split())}"
+    if wanted == "copy":
+        return "auto keeps the weights of a checkpoint as they are; copy is for kconv quantize"
+    if wanted == "auto":
+        return "copy keeps the weights of a GGUF file as they are; auto is for kconv to-gguf"
+    return nearest(text, list(POLICIES))
 
 
 def _parse_override(text: str) -> tuple[str, Format]:
@@ -143,6 +155,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
         check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names, policy) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
+    notes += _unchosen_notes(model, policy, formats)
     if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts:
         notes.append(_NO_EXPERTS)
     notes += importance_notes(importance, model.tensors, formats, policy.display)
@@ -247,6 +260,30 @@ _NO_EXPERTS = Note(
     "--pure to store everything as MXFP4)",
     warning=True,
 )
+
+
+def _unchosen_notes(model: Model, policy: Policy, formats: Mapping[str, Format]) -> list[Note]:
+    """Where a policy file does not name every matrix: which the recipe decides for, and what it says."""
+    kind = kind_of(model)
+    names = [
+        tensor.name
+        for tensor in model.tensors
+        if policy.exact
+        and tensor.name not in policy.exact
+        and may_be_quantized(tensor.name, tensor.shape)
+        and asked_format(tensor.name, policy, kind) is None
+        and not (policy.keep_wo and model.has_wide_input(tensor.name))
+    ]
+    if not names:
+        return []
+    given, which = ", ".join(dict.fromkeys(formats[name].name for name in names)), ", ".join(names[:3])
+    told = (
+        f"the policy file has no format for {which}; the recipe of most of its formats gives {given}"
+        if len(names) <= 3
+        else f"the policy file has no format for {len(names)} matrices, {which} among them; the recipe of "
+        f"most of its formats gives {given}"
+    )
+    return [Note("not-in-policy", told)]
 
 
 def _spared_note(names: Sequence[str], policy: Policy) -> Note:

@@ -4,8 +4,12 @@ The kernels of another instruction set than this machine would choose encode eve
 one source, so libggml, which is slow, encodes too: every row in which the file differs, so that no file is
 called wrong by a kernel's word, and a sample of each format's rows, in which a kernel that is wrong once in
 100,000 blocks is met with a probability of 99.9 %. Which rows, the file's own bytes say (their SHA-256).
-Where there is no second set, or no kernel for a format, libggml encodes everything; in formats on grids, at a
-few million weights a second, no more than a sample.
+Where there is no second set, or no kernel for a format, libggml encodes everything.
+
+In formats on grids libggml takes seconds for a few million weights, so its sample is smaller, and without a
+second set of wide vectors there is no more than that sample. Of files made elsewhere in these formats bytes
+count only where all, or nearly all, are those of encoding anew: importance data, which most such files are
+made with, change them throughout.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from .encoders import encoder_of
 from .formats import ENCODABLE, F32, NEEDS_IMPORTANCE, RECODABLE, Format
 from .ggml import Bytes, Floats
 from .importance import Importance
+from .native import Kernels
 from .optimize import Choosers
 from .slabs import Scratch
 
@@ -32,6 +37,7 @@ SAMPLE = 690_000
 
 # Of formats on grids: 3 to 9 seconds of one core.
 _ON_GRIDS = 40_000
+_PROBED = 8  # rows of a piece, before all of it is encoded on a grid for bytes that may be others throughout
 # Of a file made elsewhere, differing rows are left to the kernels where more than one in so many differ: then
 # its bytes are others throughout, as importance data make them, and only errors are compared.
 _FEW = 8
@@ -95,19 +101,50 @@ class SecondLook:
         size = format.row_bytes(weights.shape[1])
         matrix = first if source.ndim == 3 else 0
         piece = _Piece(format, weights, importance, weighed.choosers, matrix)
+        wide = set in native.SETS[1:] and native.has_kernel(set, format, weighed=importance is not None)
+        if not recodable and wide:
+            yield self._on_grid(piece, stored, slab.largest, share)
+            return
         if not recodable:
             encodes = self._exact and piece.encodes(slab.largest)
             some = _run(len(weights), share, stored) if encodes else range(0)
             yield from _apart(piece, stored, some)
             return
         if kernel:
-            ours, theirs = slab.data[1].reshape(-1, size), stored.reshape(-1, size)
-            differ = (ours != theirs).any(axis=1)
-            chosen = _chance(stored).permutation(len(weights)) < share * len(weights)
-            if self._exact or np.count_nonzero(differ) * _FEW <= len(weights):
-                chosen |= differ
-            piece.replace(ours, np.flatnonzero(chosen))
+            self._second(piece, slab.data[1].reshape(-1, size), stored, share)
         yield Rows(0, weights, stored, slab.data[1])
+
+    def _second(self, piece: _Piece, ours: Bytes, stored: Bytes, share: float) -> bool:
+        """Have libggml encode its share of the rows, and those that differ, in place of the kernels.
+
+        Not the latter where bytes of a file made elsewhere are others throughout: then False.
+        """
+        differ = (ours != stored.reshape(ours.shape)).any(axis=1)
+        chosen = _chance(stored).permutation(len(ours)) < share * len(ours)
+        counts = self._exact or np.count_nonzero(differ) * _FEW <= len(ours)
+        if counts:
+            chosen |= differ
+        piece.replace(ours, np.flatnonzero(chosen))
+        return bool(counts)
+
+    def _on_grid(self, piece: _Piece, stored: Bytes, largest: float, share: float) -> Rows:
+        """All rows encoded by the kernels of another set, and as ``_second`` has it."""
+        weights = piece.weights
+        nothing = Rows(0, weights, stored, None)
+        if not piece.encodes(largest):
+            return nothing
+        ours = np.empty((len(weights), piece.format.row_bytes(weights.shape[1])), np.uint8)
+        if not self._exact:
+            some = np.unique(np.linspace(0, len(weights) - 1, _PROBED).astype(int))
+            piece.replace(ours, some, "other")
+            if (ours[some] != stored.reshape(ours.shape)[some]).any(axis=1).all():
+                return nothing
+        piece.replace(ours, np.arange(len(weights)), "other")
+        return (
+            Rows(0, weights, stored, ours.reshape(-1))
+            if self._second(piece, ours, stored, share)
+            else nothing
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +165,8 @@ class _Piece:
         known = self.importance is not None or self.format not in NEEDS_IMPORTANCE
         return self.format in ENCODABLE and known and ggml.can_encode(self.format, largest, self.importance)
 
-    def replace(self, encoded: Array, rows: npt.NDArray[Any]) -> None:
-        """Write what libggml makes of ``rows`` (numbers) to ``encoded`` (all rows, bytes of a row)."""
+    def replace(self, encoded: Array, rows: npt.NDArray[Any], kernels: Kernels = "none") -> None:
+        """Write what libggml or kernels make of ``rows`` (numbers) to ``encoded`` (all, bytes of a row)."""
         columns = self.weights.shape[1]
         matrices = 1 if self.importance is None else self.importance.size // columns
         each = max(1, len(self.weights) // matrices)
@@ -140,9 +177,9 @@ class _Piece:
                 importance = self.importance[matrix * columns : (matrix + 1) * columns]
             out = np.empty(len(here) * encoded.shape[1], np.uint8)
             weights = self.weights[here]
-            ggml.encode(self.format, weights, out, importance, kernels="none")
+            ggml.encode(self.format, weights, out, importance, kernels=kernels)
             if self.choosers is not None:
-                self.choosers.choose(self.format, weights, out, self.first + matrix, "none")
+                self.choosers.choose(self.format, weights, out, self.first + matrix, kernels)
             encoded[here] = out.reshape(len(here), -1)
 
 

@@ -17,6 +17,7 @@ _UNITS = {
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
 }  # fmt: skip
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Z]*)")
+_NO_FILE = 1000  # bytes no model fits in: without a unit, something else was meant
 _EXAMPLES = "for example 4.5G, 4.2GiB, 900M or 4.25bpw (bits per weight)"
 
 
@@ -103,6 +104,11 @@ def parse_size(text: str) -> Wish:
     label = "".join(text.split())
     if number > 0 and unit == "BPW":
         return Wish(label, "bits", number)
+    if 0 < number < _NO_FILE and not unit:
+        raise UsageError(
+            f"--target-size {shown(text)} has no unit",
+            hint=f"write it as {label}bpw for bits per weight, or as {label}G for gigabytes",
+        )
     if number > 0 and unit in _UNITS:
         return Wish(label, "bytes", math.floor(number * _UNITS[unit]))
     raise UsageError(f"--target-size {shown(text)} is not a size", hint=_EXAMPLES)

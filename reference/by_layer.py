@@ -28,6 +28,8 @@ from .streamed import StreamedModules
 if TYPE_CHECKING:
     import torch
 
+    from .saved_pass import SavedPass
+
 # What leaves a layer is kept in memory up to this, and in files beyond.
 STATES = 256 << 20  # bytes
 
@@ -109,18 +111,23 @@ class LayerByLayer(Layered):
         trial: Forward,
         looking_on: Callable[[int], contextlib.AbstractContextManager[Any]],
         passed: Callable[[torch.nn.Module], None],
+        saved: SavedPass | None = None,
     ) -> Iterator[Any]:
         """What each of ``forwards`` returns, in order.
 
         ``trial`` is a forward of few tokens, to see what layers give. ``looking_on`` surrounds what is
-        computed of a batch, ``passed`` is told of each layer when all batches have gone through. Raises
-        BetweenLayers before anything has been computed of a batch, but for an encoder-decoder's decoder.
+        computed of a batch, ``passed`` is told of each layer when all batches have gone through. Layers that
+        are ``saved`` are not computed again. Raises BetweenLayers before anything has been computed of a
+        batch, but for an encoder-decoder's decoder.
         """
         with self._walk() as walk:
             batches = [Batch(forward, stood_in) for forward in forwards]
             tried = Batch(trial, lambda output: output)
+            done, counter = 0 if saved is None else saved.layers, itertools.count()
+            self._streamed.skip(list(itertools.chain(*self._stacks))[:done])
             for number, stack in enumerate(self._stacks):
                 for place, layer in enumerate(stack):
+                    at, ends = next(counter), place == len(stack) - 1
                     with self._streamed.held():
                         if not place:
                             walk.try_out(tried, number)
@@ -128,8 +135,14 @@ class LayerByLayer(Layered):
                             with looking_on(index):
                                 if not place:
                                     walk.note_calls(batch, number)
-                                walk.advance(batch, layer, place)
-                    passed(layer)
+                                if at >= done:
+                                    walk.advance(batch, layer, place)
+                                elif saved is not None and (ends or at == done - 1):
+                                    walk.put(batch, saved.load(at, index))
+                    if at >= done:
+                        passed(layer)
+                        if saved is not None:
+                            saved.keep(at, [batch.state for batch in batches], ends=ends)
             with self._streamed.held():
                 for index, batch in enumerate(batches):
                     with looking_on(index):
@@ -236,6 +249,10 @@ class Walk:
         batch.state.clear()
         fetched.clear()
         batch.state = {**state, 0: self._states.keep(gives[0])}
+
+    def put(self, batch: Batch, states: Mapping[int, torch.Tensor]) -> None:
+        """Let a batch stand behind a layer that gave these ``states``."""
+        batch.state = {place: self._states.keep(tensor) for place, tensor in states.items()}
 
     def forward(self, batch: Batch, number: int, answers: Mapping[torch.nn.Module, Forward]) -> Any:
         """Run the model, its layers up to that stack standing in, those after it answering as given."""

@@ -13,7 +13,7 @@ from ..core.errors import CheckpointError, EnvironmentProblem
 from ..core.input_files import quoted
 from ..core.tensor import Tensor
 from .encoder_decoder import embeddings
-from .torch_library import load_torch_library
+from .torch_library import load_torch_library, uncollected
 
 # Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
 # what to compute, what to return. Special ids matter in training and generation only, and may be any; whether
@@ -43,8 +43,9 @@ class Head:
 def computing(threads: int) -> Iterator[None]:
     """Torch with that many threads and without gradients, transformers without a word; then as before."""
     load_torch_library()
-    import torch
-    from transformers.utils import logging
+    with uncollected():
+        import torch
+        from transformers.utils import logging
 
     before, verbosity = torch.get_num_threads(), logging.get_verbosity()
     torch.set_num_threads(threads)
@@ -63,7 +64,8 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     import transformers
 
     name = reference.name
-    made = getattr(transformers, name, None)
+    with uncollected():  # the module of the class is imported here
+        made = getattr(transformers, name, None)
     if made is None:
         raise EnvironmentProblem(
             f"transformers {transformers.__version__} has no {name}", hint="install a newer transformers"

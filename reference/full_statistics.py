@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.files import explained
 from ..quant.full_statistics import HALVES, SiteSums
+from .saved_pass import Learned
 from .statistics import Floats
 
 if TYPE_CHECKING:
@@ -102,6 +103,31 @@ class FullGathering:
                 sites.append(made)
         of = {name: numbers[owner] for name, owner in self._owner.items() if owner in numbers}
         return sites, {name: site for name, site in of.items() if name not in self._unlike}
+
+    def learned(self) -> Learned:
+        """All that is finished, as it can be saved; ``resume`` takes it up."""
+        done: dict[str, Any] = {}
+        arrays = {}
+        for name, site in self._done.items():
+            done[name] = None if site is None else {"counts": list(site.counts), "file": site.path.name}
+            if site is not None:
+                arrays[name] = site.squares
+        content = {"done": done, "owner": self._owner, "unlike": sorted(self._unlike), "begun": self._begun}
+        return content, arrays
+
+    def resume(self, before: Learned) -> None:
+        """Go on with what was saved; files of sites that were not finished are removed."""
+        content, arrays = before
+        for name, site in content["done"].items():
+            path = None if site is None else self._folder / site["file"]
+            counts = (0, 0) if site is None else (site["counts"][0], site["counts"][1])
+            self._done[name] = None if path is None else SiteSums(arrays[name], counts, path)
+        self._owner, self._unlike = dict(content["owner"]), set(content["unlike"])
+        self._begun = int(content["begun"])
+        kept = {site.path for site in self._done.values() if site is not None}
+        for path in self._folder.glob("site-*"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def _half_of(self, window: int) -> int:
         half = self._half.get(window)

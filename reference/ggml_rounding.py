@@ -21,8 +21,12 @@ from ..quant.gguf_weights import GgufFile
 if TYPE_CHECKING:
     import torch
 
-Rounding = Literal["none", "f16", "bf16", "q8_0", "q8_1", "q8_K", "int8"]
-"""The format of the inputs; ``int8`` is what onnxruntime makes of them at accuracy level 4."""
+Rounding = Literal[
+    "none", "f16", "bf16", "q8_0", "q8_1", "q8_K", "int8", "int8_16", "int8_64", "int8_128", "int8_256"
+]
+"""The format of the inputs; ``int8`` is what onnxruntime makes of them at accuracy level 4, in blocks of 32,
+or of the size that stands behind.
+"""
 
 _BY_FORMAT: dict[str, Rounding] = {
     "f32": "none",
@@ -56,8 +60,8 @@ def rounded(values: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor, tor
         return values.bfloat16().float(), None
     if rounding == "q8_K":
         return _q8_k(values), None
-    if rounding == "int8":
-        return _int8(values), None
+    if rounding.startswith("int8"):
+        return _int8(values, int(rounding[5:] or _SMALL)), None
     return _q8(values, sums=rounding == "q8_1")
 
 
@@ -79,16 +83,16 @@ def _q8(values: torch.Tensor, *, sums: bool) -> tuple[torch.Tensor, torch.Tensor
     return result, (missing / _SMALL).expand(blocks.shape).reshape(values.shape).clone()
 
 
-def _int8(values: torch.Tensor) -> torch.Tensor:
-    """Blocks of 32 in 8 bits with a float32 scale, as MatMulNBits makes them (MLAS, QuantizeARow_CompInt8).
+def _int8(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Blocks of that size in 8 bits with a float32 scale, as MatMulNBits makes them.
 
-    A last block may be shorter.
+    MLAS, QuantizeARow_CompInt8. A last block may be shorter.
     """
     import torch
 
     columns = values.shape[-1]
-    blocks = torch.nn.functional.pad(values, (0, -columns % _SMALL))
-    blocks = blocks.reshape(*values.shape[:-1], -1, _SMALL)
+    blocks = torch.nn.functional.pad(values, (0, -columns % size))
+    blocks = blocks.reshape(*values.shape[:-1], -1, size)
     largest = blocks.abs().amax(-1, keepdim=True)
     codes = torch.round(blocks * _divided(127, largest))
     return (codes * (largest / 127)).flatten(-2)[..., :columns]

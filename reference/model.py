@@ -45,6 +45,8 @@ from .watching import Watch, Watching, captured_outputs
 if TYPE_CHECKING:
     import torch
 
+    from .saved_pass import SavedPass
+
 Floats = npt.NDArray[np.float32]
 LookingOn = Callable[[int], contextlib.AbstractContextManager[None]]
 
@@ -112,6 +114,7 @@ class Reference:
         layers_of: Window | None = None,
         watch: Watch | None = None,
         by_layer: bool = False,
+        saved: SavedPass | None = None,
         progress: Progress = silent,
     ) -> Reading:
         """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
@@ -121,6 +124,7 @@ class Reference:
         over the weights of its own, in the memory of two modules, or, ``by_layer``, all go through a layer
         before the next one is read (by_layer.py), in the memory of a layer and 256 MiB of states, with more
         in temporary files; the bits are the same. Tells ``progress("reference", done, total)`` in modules.
+        A pass by layers for a ``watch`` alone can be ``saved``, and begins behind the layers that are.
 
         ``layers_of`` need not be among the windows; an encoder's layers come before the decoder's, for the
         positions it computes (fewer than tokens behind a GBST front end). ``watch`` has windows of its own,
@@ -156,7 +160,9 @@ class Reference:
                     stack.enter_context(watching.along(self._model, batch, sizes))
                 yield
 
-        read = self._by_layer if by_layer and len(batches) > 1 else self._by_batch
+        assert saved is None or not kept, "what leaves layers is saved, but nothing of it for windows"
+        in_layers = partial(self._by_layer, saved=saved)
+        read = in_layers if by_layer and len(batches) > 1 else self._by_batch
         together = [[asked[index] for index in batch] for batch in batches]
         found = contextlib.closing(read(together, looking_on, watching))
         with computing(self._threads), found as every:
@@ -204,7 +210,12 @@ class Reference:
             yield found
 
     def _by_layer(
-        self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
+        self,
+        batches: Sequence[Sequence[Window]],
+        looking_on: LookingOn,
+        watching: Watching | None,
+        *,
+        saved: SavedPass | None = None,
     ) -> Generator[list[Floats], None, None]:
         """The same, all batches through a layer before the next one is read."""
         names = {module: name for name, module in self._model.named_modules()}
@@ -217,7 +228,7 @@ class Reference:
         walk = LayerByLayer(self._model, layer_stacks(self._model, self._layers), self._modules)
         try:
             with self._refused():
-                yield from walk.read(forwards, self._few_tokens, looking_on, passed)
+                yield from walk.read(forwards, self._few_tokens, looking_on, passed, saved)
         except BetweenLayers:
             yield from self._by_batch(batches, looking_on, watching)
 

@@ -103,7 +103,15 @@ class Reading:
         self.magnitudes = magnitudes
         for window, values in enumerate(hidden if output is not None else ()):
             magnitudes.note_head(values, window, 0, out=False)
-        self._ahead: _Logits | None = None
+        self._keeps = False
+        self._made: list[_Logits] = []
+
+    def keep(self, room: int) -> None:
+        """Keep all logits once they are computed, for several files that are compared with them one after the
+        other, where they fit into ``room`` bytes.
+        """
+        output = self._output
+        self._keeps = output is not None and 4 * output.rows * sum(map(len, self.hidden)) <= room
 
     def logits(self, window: int, start: int, stop: int) -> Floats:
         """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
@@ -112,10 +120,13 @@ class Reading:
         """
         if not 0 <= start < stop <= len(self.hidden[window]):
             raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
-        if self._ahead is None or not self._ahead.has(window, start, stop):
-            self._ahead = None  # so that its memory can be used again
-            self._ahead = self._compute(window, start, stop)
-        return self._ahead.values[start - self._ahead.start : stop - self._ahead.start].copy()
+        ahead = next((made for made in self._made if made.has(window, start, stop)), None)
+        if ahead is None:
+            if not self._keeps:
+                self._made.clear()  # so that its memory can be used again
+            ahead = self._compute(window, start, stop)
+            self._made.append(ahead)
+        return ahead.values[start - ahead.start : stop - ahead.start].copy()
 
     def _compute(self, window: int, start: int, stop: int) -> _Logits:
         import torch

@@ -150,6 +150,7 @@ class StreamedModules:
         self._reader = reader
         self._done = done
         self._wanted: list[list[RowRange]] = []
+        self._numbers: dict[torch.nn.Module, int] = {}
         self._ahead: dict[int, Lease] = {}
         self._left: dict[int, None] = {}
         self._holding = self._quiet = False
@@ -167,6 +168,7 @@ class StreamedModules:
         import torch
 
         number, empty = len(self._wanted), dict(module._parameters)
+        self._numbers[module] = number
         leases: list[Lease] = []
         self._wanted.append([RowRange(tensor, 0, tensor.rows) for tensor in weights.values()])
 
@@ -204,6 +206,12 @@ class StreamedModules:
             for number, wanted in enumerate(self._wanted)
             if sum(rows.elements for rows in wanted) >= _LARGE
         }
+
+    def skip(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Count what is within these modules as having run: they will not, and nothing is read ahead."""
+        for each in (each for module in modules for each in module.modules()):
+            if each in self._numbers:
+                self._left.pop(self._numbers[each], None)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

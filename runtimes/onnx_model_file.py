@@ -28,6 +28,10 @@ _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _AGAIN = "make the folder again with kconv to-onnx"
 _STRANGER = "do not use this folder unless you trust its origin"
 _MATRICES = {1: "f32", 10: "f16"}
+_BYTES = (2, 3)  # unsigned and signed
+_OF_BYTES = frozenset(
+    {"MatMulInteger", "QLinearMatMul", "DequantizeLinear"}
+)  # with a scale a matrix or column
 # Bits of an element by ONNX's number of its type (onnx.proto, TensorProto.DataType); texts have no size.
 _BITS = (
     dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8)
@@ -105,7 +109,7 @@ def read_model_file(path: Path) -> ModelFile:
     weights: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     near: Counter[int] = Counter()
-    external = nodes = 0
+    external = nodes = whole = 0
     opsets = {each.domain: each.version for each in model.opset_import}
     least = least_for_opset(opsets.get("", 0))
     domains = _KNOWN_DOMAINS | {function.domain for function in model.functions}
@@ -118,6 +122,8 @@ def read_model_file(path: Path) -> ModelFile:
             external += initializer.nbytes if initializer.offset is not None else 0
             if initializer.element in _MATRICES and len(initializer.shape) > 1:
                 weights[_MATRICES[initializer.element]] += math.prod(initializer.shape)
+            elif initializer.element in _BYTES and len(initializer.shape) == 2:
+                whole += math.prod(initializer.shape)
         elif kind == "NodeProto":
             if message.domain not in domains:
                 name = quoted(f"{message.domain}.{message.op_type}")
@@ -127,6 +133,8 @@ def read_model_file(path: Path) -> ModelFile:
             near.update(windows_of(message))
             if message.op_type == "MatMulNBits":
                 weights += _blocks(path, message)
+    if not _OF_BYTES.isdisjoint(operators):
+        weights["q8_0"] += whole
     graph = model.graph
     initializers = {tensor.name: _place(path, tensor, sizes) for tensor in graph.initializer}
     if len(initializers) < len(graph.initializer):

@@ -226,7 +226,10 @@ def token_room(
     ``announce`` gets a note on a context larger than the model was trained with.
     """
     if prompt == 0:
-        raise UsageError("the prompt is empty, and this model adds no tokens of its own")
+        raise UsageError(
+            "the prompt is empty, and this model adds no tokens of its own",
+            hint="give a prompt, or none at all for a conversation",
+        )
     limit = context or trained
     taken, read = 0 if encoder_decoder else prompt, -(-prompt // factor)
     if read > limit or taken == limit:

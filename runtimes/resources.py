@@ -26,9 +26,10 @@ def memory() -> Finding:
     """Memory of the machine, of the container and of a process."""
     available = machine.memory()
     limits = {"container": "allowed in the container", "address_space": "allowed per process (ulimit -v)"}
-    texts = [f"{_gib(available.available)} free" if available.available is not None else "unknown"]
-    if available.total is not None:
-        texts[0] += f" of {_gib(available.total)}"
+    free = None if available.available is None else _gib(available.available)
+    texts = [f"{free} are free" if free is not None else "free memory is unknown"]
+    if free is not None and available.total is not None:
+        texts = [f"{free} of {_gib(available.total)} are free"]
     for name, words in limits.items():
         size = getattr(available, name)
         texts += [f"{words} {_gib(size)}"] if size is not None else []
@@ -65,7 +66,7 @@ def working_folder() -> Finding:
         return Finding("disk", "the current folder no longer exists", "broken", 'cd "$HOME"')
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "writable": os.access(folder, os.W_OK)}
-    text = f"{_gib(free)} free in {folder}"
+    text = f"{_gib(free)} are free in {folder}"
     if not figures["writable"]:
         text += ", which is not writable"
         return Finding("disk", text, "warning", "choose another folder with -o", figures)
@@ -88,7 +89,7 @@ def temporary_folder() -> Finding:
         return Finding("temporary files", text, "broken", mend, {"named": named})
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "named": named}
-    text = f"{_gib(free)} free in {folder}"
+    text = f"{_gib(free)} are free in {folder}"
     if named and os.path.realpath(named) != os.path.realpath(folder):
         text = f"TMPDIR={named} cannot be written; {text}"
         return Finding("temporary files", text, "warning", mend, figures)
@@ -107,7 +108,7 @@ def hub_cache() -> Finding:
     models = sum(entry.name.startswith("models--") for entry in os.scandir(folder))
     free = shutil.disk_usage(folder).free
     figures |= {"models": models, "free": free}
-    text = f"{folder}: {models} model{'' if models == 1 else 's'}, {_gib(free)} free"
+    text = f"{folder}: {models} model{'' if models == 1 else 's'}, {_gib(free)} are free"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         text, figures["offline"] = f"{text}; offline (HF_HUB_OFFLINE)", True
     return Finding("Hub cache", text, figures=figures)

@@ -18,7 +18,7 @@ os.environ["KCONV_LANG"] = "en"
 # Whether a file is hashed must not depend on what the user's cache holds; tests/test_receipts.py sets it.
 os.environ["KCONV_RECEIPTS"] = ""
 
-pytest_plugins = ["workers", "skips", "leftovers", "signals_material", "command_material"]
+pytest_plugins = ["workers", "skips", "leftovers", "signals_material", "command_material", "store_material"]
 
 KOREAN = (
     "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. "

@@ -38,7 +38,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("converters/card.py", "_OF_THEIR_OWN"): _LICENCE,
     ("converters/samples/__init__.py", "TRAINED"): _SAMPLE,
     ("converters/samples/__init__.py", "SAMPLES"): _SAMPLE,
-    ("runtimes/llama_reader.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",
+    ("runtimes/llama_loaded.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",
     ("runtimes/llama_test_child.py", "_NUMBERS"): "the keys of the self-test's own file",
     ("quant/gate_table.py", "_PERPLEXITY"): _PUBLISHED,
     ("quant/published.py", "['Llama-3-8B with importance data ']"): _PUBLISHED,

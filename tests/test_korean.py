@@ -166,8 +166,8 @@ def test_errors_are_korean_in_a_terminal_and_english_for_programs(
     ("words", "korean"),
     [
         (["plan"], "인수 'CHECKPOINT'이(가) 없습니다."),
-        (["plan", "a", "--threads", "x"], "'--threads'의 값이 잘못되었습니다"),
-        (["plan", "a", "--threads", "0"], "범위를 벗어납니다"),
+        (["plan", "a", "--threads", "x"], "--threads x: 1부터 1024까지의 정수여야 합니다"),
+        (["plan", "a", "--threads", "0"], "--threads 0: 1부터 1024까지의 정수여야 합니다"),
         (["to-ggf", "a"], "알 수 없는 명령 'to-ggf'"),
         (["plan", "a", "--outfile", "b"], "kconv plan에 --outfile이라는 옵션은 없습니다"),
         (["verify", "a", "--against"], "옵션 '--against'에는 값이 필요합니다."),

@@ -134,12 +134,24 @@ const struct kernels NAME(kconv_kernels) = {NAME(table), 1, NAME(from_f32), NAME
 """
 
 
-def altered(own_copy: Path, folder: Path, right: str, wrong: str, file: str = "q8_0.h") -> Path:
-    """A copy for PYTHONPATH with kernels for q8_0 alone, built with ``wrong`` instead of ``right``."""
+TABLE_OF_A_GRID = """
+#include "kernels.h"
+#include "lanes.h"
+#include "iq2_iq3.h"
+#include "widen.h"
+static const struct kernel NAME(table)[] = {{21, 256, 110, NAME(encode_iq3_s), NAME(encode_iq3_s), 0}};
+const struct kernels NAME(kconv_kernels) = {NAME(table), 1, NAME(from_f32), NAME(from_f16), NAME(from_bf16)};
+"""
+
+
+def altered(
+    own_copy: Path, folder: Path, right: str, wrong: str, file: str = "q8_0.h", table: str = TABLE
+) -> Path:
+    """A copy for PYTHONPATH with kernels for one format, built with ``wrong`` instead of ``right``."""
     copy = folder / "copy"
     shutil.copytree(own_copy, copy, symlinks=True)
     sources = copy / "kconv" / "quant" / "kernels"
-    (sources / "table.h").write_text(TABLE, "utf-8")
+    (sources / "table.h").write_text(table, "utf-8")
     text = (sources / file).read_text("utf-8")
     assert text.count(right) == 1
     (sources / file).write_text(text.replace(right, wrong), "utf-8")
@@ -209,6 +221,48 @@ def test_a_kernel_wrong_once_in_100000_blocks_is_found_in_a_sample(own_copy: Pat
     blocks, found, accused = json.loads(done.stdout)
     assert 10 < blocks < 60
     assert 1 <= found < blocks / 2  # 22 % of the blocks were drawn
+    assert accused == 0
+
+
+ON_A_GRID = """
+import json
+import numpy as np
+from kconv.core.tensor import DType, Tensor
+from kconv.quant.encoders import Encoder
+from kconv.quant.formats import FORMATS
+from kconv.quant.second_look import SecondLook
+from kconv.quant.slabs import Scratch
+format, rng = FORMATS["iq3_s"], np.random.default_rng(15)
+pieces = rng.standard_normal((4, 256, 1024), np.float32)
+pieces[1:, ::4, 5] = 6.5  # the first is what the kernel is trusted for
+tensor = Tensor("large", (4 * 256, 1024), DType.F32, lambda start, stop: None)
+look = SecondLook([(format, 4 * 40_000 * 256)], None, exact=True)
+wrong, found, accused = 0, 0, 0
+for at, source in enumerate(pieces):
+    encoders = [Encoder((format,), kernels=each) for each in ("chosen", "none")]
+    ours, right = (each.encode(source, DType.F32, Scratch()).data[0] for each in encoders)
+    def unlike(stored):
+        (part,) = look.encode(tensor, format, source, stored, Scratch(), 256 * at)
+        return int((part.encoded != part.stored).reshape(256, -1).any(axis=1).sum())
+    wrong += int((ours != right).reshape(256, -1).any(axis=1).sum())
+    found, accused = found + unlike(ours), accused + unlike(right)
+print(json.dumps([wrong, found, accused]))
+"""
+
+
+@pytest.mark.skipif(native.other() not in native.SETS[1:], reason="there is no second instruction set here")
+def test_a_wrong_kernel_of_a_grid_is_found_in_a_sample_too(own_copy: Path, tmp_path: Path) -> None:
+    """Of which a quarter of the rows is drawn; rows that only the kernels call wrong libggml acquits."""
+    right = "0.25f * spread + square : square;"
+    wrong = "0.25f * spread + square : choose(less(floats(6.0f), w->x[i]), floats(0), square);"
+    copy = altered(own_copy, tmp_path, right, wrong, "iq2_iq3.h", TABLE_OF_A_GRID)
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    words = [sys.executable, "-c", ON_A_GRID]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows, found, accused = json.loads(done.stdout)
+    assert 150 < rows <= 192
+    assert rows / 8 < found < rows / 2
     assert accused == 0
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 from command_material import kconv
 from s3fs.errors import translate_boto_error
+from store_material import BUCKET, SECRET, keys, open_parts
 
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, HubRefusal, UsageError
@@ -28,69 +26,11 @@ from kconv.hub.object_store import objects_below
 from kconv.hub.stream import WeightStream
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
-BUCKET, SECRET = "shelf", "very-secret-key"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < until, "the S3 server did not start"
-                    time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def store(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A file system with an empty bucket, which this process and the commands it starts use."""
-    said = {
-        "AWS_ACCESS_KEY_ID": "reader",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_ENDPOINT_URL": server,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "TMPDIR": str(tmp_path / "tmp"),
-        "no_proxy": "*",
-    }
-    (tmp_path / "tmp").mkdir()
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    object_store.file_system.cache_clear()
-    system = object_store.file_system()
-    if system.exists(BUCKET):
-        system.rm(BUCKET, recursive=True)
-    system.mkdir(BUCKET)
-    yield system
-    object_store.file_system.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample("42dot", tmp_path_factory.mktemp("sample") / "tiny-42dot")
-
-
-def open_parts(system: Any) -> list[str]:
-    """Keys of uploads that are neither complete nor ended."""
-    found = system.call_s3("list_multipart_uploads", Bucket=BUCKET).get("Uploads") or []
-    return [each["Key"] for each in found]
-
-
-def keys(system: Any) -> list[str]:
-    return sorted(each.partition("/")[2] for each in system.find(BUCKET))
 
 
 def put(system: Any, folder: Path, prefix: str) -> None:

@@ -161,6 +161,65 @@ def test_damage_is_named_by_its_part(
     assert [name for name in ("weights", "runtime") if proof.parts[name].verdict == "failed"] == [part]
 
 
+# Blocks of whole numbers, as onnxruntime's tools make them: with zero points, and of other sizes
+
+
+def in_blocks(path: Path, *, bits: int = 4, size: int = 32, level: int = 0, factor: float = 1) -> None:
+    """The products of a graph by MatMulNBits, with the ends of each block as the ends of its numbers."""
+    model = onnx.load_model(path)
+    graph, names = model.graph, {each.name: each for each in model.graph.initializer}
+    matrices = {node.input[1] for node in products(graph)}
+    for node in products(graph):
+        matrix = numpy_helper.to_array(names[node.input[1]]).T
+        rows, columns = matrix.shape
+        parts = matrix.reshape(rows, -1, size)
+        least, most = np.minimum(parts.min(-1), 0), np.maximum(parts.max(-1), 0)
+        scales = ((most - least) / (2**bits - 1)).astype(np.float32)
+        zeros = np.rint(-least / scales).astype(np.uint8)
+        codes = np.clip(np.rint(parts / scales[..., None]) + zeros[..., None], 0, 2**bits - 1).astype(
+            np.uint8
+        )
+        if bits == 4:
+            codes = codes[..., ::2] | codes[..., 1::2] << 4
+            zeros = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+            zeros = zeros[:, ::2] | zeros[:, 1::2] << 4
+        given = {"Q": codes, "scales": scales * np.float32(factor), "zeros": zeros}
+        for end, values in given.items():
+            graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(values), f"{node.input[1]}_{end}")
+            )
+        inputs = [node.input[0], *(f"{node.input[1]}_{end}" for end in given)]
+        how = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": level}
+        made = onnx.helper.make_node("MatMulNBits", inputs, list(node.output), domain="com.microsoft", **how)
+        node.CopyFrom(made)
+    rest = [each for each in graph.initializer if each.name not in matrices]
+    del graph.initializer[:]
+    graph.initializer.extend(rest)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save_model(model, path)
+
+
+@pytest.mark.parametrize(
+    ("bits", "size", "level"), [(4, 32, 0), (4, 128, 4), (8, 64, 4)], ids=lambda value: str(value)
+)
+def test_blocks_made_elsewhere_are_recomputed(
+    bits: int, size: int, level: int, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    in_blocks(copy / "model.onnx", bits=bits, size=size, level=level)
+    proof = proven(copy, checkpoint)
+    assert (proof.right, proof.weights.verdict, proof.runtime.verdict) == ("passed", "passed", "passed")
+    assert proof.runtime.matrices == 23
+    assert max(each.nmse for each in proof.runtime.worst) < 1e-11
+
+
+def test_blocks_with_wrong_scales_are_wrong_weights(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    in_blocks(copy / "model.onnx", bits=8, factor=1.02)
+    proof = proven(copy, checkpoint)
+    assert (proof.right, proof.weights.verdict, proof.runtime.verdict) == ("failed", "failed", "passed")
+
+
 # Encoder-decoders: two decoders in one
 
 

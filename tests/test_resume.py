@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from command_material import kconv
 
+from kconv.converters.done_pieces import read_done
 from kconv.converters.gguf_plan import plan_file
 from kconv.converters.gguf_source import gguf_model
 from kconv.converters.gguf_writer import begin_files, finish_files, write_files, write_pieces
-from kconv.converters.journal import Journal, JournalFolder, read_done
+from kconv.converters.journal import Journal, JournalFolder
 from kconv.converters.samples import write_sample
 from kconv.converters.write_plan import sound_pieces
 from kconv.core.kept import all_kept
@@ -372,7 +373,7 @@ def test_a_checkpoint_and_its_proof(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_proof_of_files_that_were_changed_meanwhile(checkpoint: Path, tmp_path: Path) -> None:
     words = ("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "model.gguf")
-    assert struck("kconv.flows.convert:prove_new_files", 1, *words).returncode == -signal.SIGKILL
+    assert struck("kconv.flows.prove:prove_new_files", 1, *words).returncode == -signal.SIGKILL
     with open(tmp_path / "model.gguf", "r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"x")

@@ -10,7 +10,8 @@ import pytest
 from command_material import kconv
 
 from kconv.cli.commands import COMMANDS
-from kconv.cli.slips import _COMMANDS, _OPTIONS
+from kconv.cli.slip_words import COMMANDS as _COMMANDS
+from kconv.cli.slip_words import OPTIONS as _OPTIONS
 from kconv.converters.families.gbst.front_end_file import front_end_path
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError

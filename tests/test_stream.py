@@ -17,7 +17,7 @@ from hub_server import TOKEN, Hub
 
 from kconv.converters.samples import write_sample
 from kconv.core.elsewhere import Elsewhere
-from kconv.core.errors import EnvironmentProblem, KconvError, UsageError
+from kconv.core.errors import EnvironmentProblem, KconvError
 from kconv.flows.convert import to_gguf
 from kconv.hub.ranges import HubRanges
 from kconv.hub.source import resolve
@@ -380,14 +380,11 @@ def test_offline_is_said_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
     assert done.stderr.count("\n") <= 4
 
 
-def test_a_stream_leaves_nothing_to_resume(hub: Hub, tmp_path: Path) -> None:
-    """What a run has written before its weights are summed up may be wrong, and is not gone on with."""
+def test_a_damaged_stream_leaves_nothing_to_resume(hub: Hub, tmp_path: Path) -> None:
+    """What a run has made of weights that were damaged is not gone on with."""
     place, _ = streamed(ahead=1, window=3)
     hub.fail("GET /cdn/", "corrupt", at=1_500_000)
     with pytest.raises(EnvironmentProblem, match="SHA-256 of the bytes that came"):
         to_gguf(place, tmp_path / "a.gguf", types=["q8_0"], verify="off")
     assert not list(tmp_path.glob("*.gguf*"))
     assert not list(tmp_path.glob(".*"))
-    for source in (NAME, "s3://bucket/prefix"):
-        with pytest.raises(UsageError, match="cannot go on with streamed weights"):
-            to_gguf(source, tmp_path / "a.gguf", types=["q8_0"], resume=True, stream=True)

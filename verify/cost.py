@@ -12,7 +12,8 @@ from ..core.language import _
 from ..core.model import Model
 from ..core.windows import Window
 
-_SIZE, _TRIES = 768, 6
+_SIZE = 768
+_MEASURED = 0.1  # seconds: some turns of the scheduler's, where others want the processors as well
 _WIDENED = 3e9  # weights a second that are read from the checkpoint and widened to fp32, on two cores
 _ENCODED = 60e6  # weights a second that are encoded and decoded: for probes, errors and the last check
 _STARTING = 4.0  # seconds to import torch and transformers, and to load the files
@@ -58,14 +59,15 @@ def estimated_probes(model: Model, windows: Sequence[Window], passes: float, pro
 
 @functools.cache
 def multiplying_speed() -> float:
-    """Floating-point operations a second in matrix products, the best of a few: others may be busy, too.
+    """Floating-point operations a second in matrix products, beside whatever else this machine does now.
 
-    Measured once in a process.
+    A mean, not the best: where other programs run the proof has to wait for them, too. Measured once in a
+    process.
     """
     matrix = np.ones((_SIZE, _SIZE), np.float32)
-    seconds = []
-    for _number in range(_TRIES):
-        begun = time.perf_counter()
+    np.matmul(matrix, matrix)  # threads are started, memory is touched
+    begun, products = time.perf_counter(), 0
+    while products == 0 or time.perf_counter() - begun < _MEASURED:
         np.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - begun)
-    return 2 * _SIZE**3 / max(min(seconds), 1e-6)
+        products += 1
+    return 2 * _SIZE**3 * products / max(time.perf_counter() - begun, 1e-6)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.families import FRONT_ENDS
-from ..converters.front_end import FrontEndFile, front_end_of
+from ..converters.front_end import Embed, FrontEndFile, front_end_of
 from ..converters.mapping import untransformed
 from ..core.errors import ChildDied
 from ..core.language import phrase
@@ -19,6 +19,7 @@ from ..quant.importance import Importance, made_with_importance
 from ..reference.magnitudes import Flow
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..runtimes.early_reader import EarlyReader
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure
@@ -158,7 +159,7 @@ class GgufArtifact:
         try:
             front = embed_of(self._front_end, expected.family)
             options.progress("starting the runtime", 0, 0)
-            with LlamaReader(self.path, threads=options.threads, front=front) as reader:
+            with self._reader(front, options.threads) as reader:
                 runtime, sample = self._runtime(reader, expected, windows[0], options)
                 part = self._logits(reader, sample, expected, read, windows, options)
                 wrong = "failed" in (runtime.verdict, part.verdict) or any(
@@ -170,6 +171,9 @@ class GgufArtifact:
         except (RuntimeFailure, ChildDied) as failure:
             part = broken(failure)
             return (runtime if runtime.positions else RuntimePart(part.verdict)), part
+
+    def _reader(self, front: Embed | None, threads: int) -> LlamaReader:
+        return LlamaReader(self.path, threads=threads, front=front)
 
     def _logits(
         self,
@@ -232,7 +236,8 @@ class GgufArtifact:
 
 @dataclass(frozen=True)
 class NewGgufArtifact(GgufArtifact):
-    """A GGUF file the conversion that asks has just made, with the ``parity`` and ``importance`` it knows.
+    """A GGUF file the conversion that asks has just made, with the ``parity`` and ``importance`` it knows,
+    and the reader that has begun ``early``.
 
     ``quick`` takes the tokens as they were measured before and leaves the weights out, which this process has
     just encoded; ``full`` does again all that is done with a file that was found somewhere.
@@ -241,6 +246,12 @@ class NewGgufArtifact(GgufArtifact):
     parity: Parity = field(kw_only=True)
     scope: Literal["quick", "full"] = "quick"
     importance: Importance | None = None
+    early: EarlyReader | None = None
+
+    def _reader(self, front: Embed | None, threads: int) -> LlamaReader:
+        if self.early is None or front is not None:
+            return super()._reader(front, threads)
+        return self.early
 
     def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """As measured before, or measured again; either way a mismatch was allowed, so it only warns."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ import numpy.typing as npt
 from ..core.input_files import InputFile
 from ..core.tensor import Array, DType, Tensor
 from ..quant.ggml import widened
+from ..runtimes.onnx_blocks import Blocks, blocks_in, graph_of
 from ..runtimes.onnx_folder import OnnxFolder
-from ..runtimes.onnx_model_file import Initializer
+from ..runtimes.onnx_model_file import Initializer, ModelFile
 from ..runtimes.onnx_stored import stored_in
 
 _KINDS = {1: DType.F32, 10: DType.F16, 16: DType.BF16}  # onnx.proto, TensorProto.DataType
@@ -39,13 +40,14 @@ Floats64 = npt.NDArray[np.float64]
 class Match:
     """The initializer ``name`` of the graph ``path`` is ``tensor`` of the checkpoint.
 
-    ``stored`` are its numbers in the checkpoint's orientation.
+    ``stored`` are its numbers in the checkpoint's orientation, ``blocks`` says how whole ones stand for them.
     """
 
     path: Path
     name: str
     tensor: Tensor
     stored: Tensor
+    blocks: Blocks | None = None
 
 
 def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]:
@@ -53,24 +55,23 @@ def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]
     found = []
     samples = {name: _sample(tensor) for name, tensor in tensors.items()}
     for model in folder.models:
-        stored = {name: each for name, each in stored_in(model).items() if each.element in _KINDS}
-        files = {each.path: InputFile(each.path) for each in stored.values()}
+        stored = _numbers_of(model)
         named = list(_by_name(tensors, stored))
         pairs, rest = named, {source for _, source, _ in named}
         for exclusive in (True, False):  # in the end tied matrices, and those that are there twice
             names = {name for name, *_ in pairs}
             left = {name: each for name, each in stored.items() if name not in names}
             wanted = {name: each for name, each in tensors.items() if not exclusive or name not in rest}
-            pairs = [*pairs, *_by_numbers(wanted, left, samples, files, exclusive=exclusive)]
+            pairs = [*pairs, *_by_numbers(wanted, left, samples, exclusive=exclusive)]
         for name, source, turned in pairs:
-            read = partial(_read, stored[name], files[stored[name].path], turned)
-            numbers = Tensor(source, tensors[source].shape, _KINDS[stored[name].element], read)
-            found.append(Match(model.path, name, tensors[source], numbers))
+            each = stored[name]
+            numbers = Tensor(source, tensors[source].shape, each.dtype, partial(each.read, turned))
+            found.append(Match(model.path, name, tensors[source], numbers, each.blocks))
     return found
 
 
 def _by_name(
-    tensors: Mapping[str, Tensor], stored: Mapping[str, Initializer]
+    tensors: Mapping[str, Tensor], stored: Mapping[str, _Numbers]
 ) -> Iterator[tuple[str, str, bool]]:
     """Initializer, tensor, and whether it is transposed."""
     for source, tensor in tensors.items():
@@ -78,15 +79,14 @@ def _by_name(
             shape = stored[name].shape if name in stored else None
             if shape == tensor.shape:
                 yield name, source, False
-            elif shape is not None and shape == tensor.shape[::-1]:
+            elif shape is not None and shape == tensor.shape[::-1] and stored[name].blocks is None:
                 yield name, source, True
 
 
 def _by_numbers(
     tensors: Mapping[str, Tensor],
-    stored: Mapping[str, Initializer],
+    stored: Mapping[str, _Numbers],
     samples: Mapping[str, Floats64],
-    files: Mapping[Path, InputFile],
     *,
     exclusive: bool,
 ) -> list[tuple[str, str, bool]]:
@@ -99,11 +99,13 @@ def _by_numbers(
         right = np.stack([samples[source] for source in sources])
         for turned in (False, True) if len(shape) == 2 else (False,):
             names = [
-                name for name, each in stored.items() if each.shape == (shape[::-1] if turned else shape)
+                name
+                for name, each in stored.items()
+                if each.shape == (shape[::-1] if turned else shape) and not (turned and each.blocks)
             ]
             if not names or not right.size:
                 continue
-            theirs = np.stack([_sample_of(stored[name], files, turned) for name in names])
+            theirs = np.stack([stored[name].sample(turned) for name in names])
             far = _FAR if len(shape) > 1 else _FAR_VECTOR
             for row, column, error in _close(theirs, right, far):
                 candidates.append((error, names[row], sources[column], turned))
@@ -135,6 +137,45 @@ def _chosen(
 # Reading
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """What a graph has under a name, of that shape: rows of it, or of its transpose (``turned``)."""
+
+    shape: Shape
+    dtype: DType
+    read: Callable[[bool, int, int], Array]
+    sample: Callable[[bool], Floats64]
+    blocks: Blocks | None = None
+
+
+def _numbers_of(model: ModelFile) -> dict[str, _Numbers]:
+    every = stored_in(model)
+    files = {each.path: InputFile(each.path) for each in every.values()}
+    found = {}
+    for name, each in every.items():
+        if each.element in _KINDS:
+            read, sample = partial(_read, each, files[each.path]), partial(_sample_of, each, files[each.path])
+            found[name] = _Numbers(each.shape, _KINDS[each.element], read, sample)
+    for name, blocks in blocks_in(graph_of(model), every).items():
+        read = partial(_read_blocks, blocks, files)
+        shape = (blocks.rows, blocks.columns)
+        tensor = Tensor(name, shape, DType.F32, partial(read, False))
+        found[name] = _Numbers(shape, DType.F32, read, partial(_sample_unturned, tensor), blocks)
+    return found
+
+
+def _read_blocks(
+    blocks: Blocks, files: Mapping[Path, InputFile], turned: bool, start: int, stop: int
+) -> Array:
+    assert not turned
+    return blocks.read(files, start, stop)
+
+
+def _sample_unturned(tensor: Tensor, turned: bool) -> Floats64:
+    assert not turned
+    return _sample(tensor)
+
+
 def _some(count: int, most: int) -> list[int]:
     """So many numbers below ``count``, evenly spread."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
@@ -156,9 +197,9 @@ def _sample(tensor: Tensor) -> Floats64:
     return np.concatenate([widened(part, tensor.dtype).ravel()[columns] for part in parts]).astype(np.float64)
 
 
-def _sample_of(stored: Initializer, files: Mapping[Path, InputFile], turned: bool) -> Floats64:
+def _sample_of(stored: Initializer, file: InputFile, turned: bool) -> Floats64:
     """The same numbers of an initializer."""
-    file, kind = files[stored.path], _KINDS[stored.element]
+    kind = _KINDS[stored.element]
     if not turned:
         return _sample(Tensor("", stored.shape, kind, partial(_rows, stored, file)))
     rows, columns = _places(stored.shape[::-1])

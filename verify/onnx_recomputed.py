@@ -19,39 +19,47 @@ import numpy as np
 from ..converters.mapping import sources_of
 from ..converters.pieces import Piece
 from ..core.errors import InputError
-from ..core.input_files import InputFile
+from ..core.input_files import InputFile, quoted
 from ..core.language import phrase
 from ..core.tensor import Array, DType, Tensor
 from ..core.windows import Window
 from ..quant.ggml import Floats
+from ..quant.onnx_packing import BLOCK
 from ..reference.copies import Matrix
+from ..reference.ggml_rounding import Rounding
 from ..reference.model import Reference
 from ..reference.recompute import LOGITS, Recomputation
 from ..runtimes.matrix_inputs import MatrixInput
+from ..runtimes.onnx_blocks import graph_of, nodes_of_blocks
 from ..runtimes.onnx_experts import by_position
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
 from ..runtimes.onnx_taps import HALF
 from .inputs import Expected, VerifyOptions
 from .onnx_graphs import is_own
-from .onnx_matched import matches_of
+from .onnx_matched import Match, matches_of
 from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import Finding, RuntimePart
 from .recomputed import LIMIT, QUICK, Sample, runtime_part, sample_of
 
 _STEPS = 8
+_ROUNDINGS: Mapping[int, Rounding] = {
+    16: "int8_16", BLOCK: "int8", 64: "int8_64", 128: "int8_128", 256: "int8_256"
+}  # fmt: skip
 LIMIT_IN_HALVES = 1e-4
 """Of the NMSE of what enters a matrix where all that flows is FLOAT16."""
 _NO_OUTPUT = phrase("no product with the output matrix is found in the graph")
 _EXPERTS = phrase("experts of a graph made elsewhere are not followed")
+_UNKNOWN = phrase("it is not known which of the checkpoint's matrices {name} is, in blocks of whole numbers")
+_LARGE_BLOCKS = phrase("at accuracy level 4 inputs are rounded in blocks of {size}, which is not followed")
 _OPERATORS = phrase("the graph multiplies by quantized weights with {operators}, which is not followed")
 _QUANTIZED = frozenset(
     {
-        "com.microsoft.MatMulNBits",
         "com.microsoft.DynamicQuantizeMatMul",
         "com.microsoft.MatMulIntegerToFloat",
         "com.microsoft.QMoE",
         "com.microsoft.MatMulBnb4",
+        "com.microsoft.GatherBlockQuantized",
         "MatMulInteger",
         "QLinearMatMul",
         "DequantizeLinear",
@@ -78,6 +86,8 @@ def check_folder_runtime(
         return _not_compared(reason), None
     tensors = expected.checkpoint.tensors
     matches = [] if own else matches_of(folder, tensors)
+    if not own and (reason := _unfound(folder, matches)) is not None:
+        return _not_compared(reason), None
     weights = (
         _weights(folder, tensors)
         if own
@@ -95,8 +105,9 @@ def check_folder_runtime(
     head = _head(expected, tapped)
     if head is None and own and not expected.family.encoder_only:
         return _not_compared(_NO_OUTPUT), None
+    sizes = {each.tensor.name: each.blocks.size for each in matches if each.blocks is not None}
     roundings = {
-        name: Matrix(name, "int8" if level & ~HALF == 4 else "none", None)
+        name: Matrix(name, _ROUNDINGS[sizes.get(name, BLOCK)] if level & ~HALF == 4 else "none", None)
         for name, (_, level) in tapped.items()
     }
     module = expected.family.reference.module
@@ -153,6 +164,19 @@ def _not_followed(folder: OnnxFolder, expected: Expected) -> str | None:
     unknown = sorted(folder.operators & _QUANTIZED)
     if unknown:
         return _OPERATORS.of(operators=", ".join(each.rpartition(".")[2] for each in unknown))
+    return None
+
+
+def _unfound(folder: OnnxFolder, matches: Sequence[Match]) -> str | None:
+    """Why matrices in blocks cannot be computed with, if some cannot."""
+    known = {(each.path, each.name) for each in matches if each.blocks is not None}
+    for file in folder.models:
+        for node in nodes_of_blocks(graph_of(file)):
+            attributes = {each.name: each.i for each in node.attribute}
+            if (file.path, node.input[1]) not in known:
+                return _UNKNOWN.of(name=quoted(node.input[1])[1:-1])
+            if attributes.get("accuracy_level", 0) == 4 and attributes.get("block_size") not in _ROUNDINGS:
+                return _LARGE_BLOCKS.of(size=attributes.get("block_size", 0))
     return None
 
 

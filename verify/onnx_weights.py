@@ -31,8 +31,8 @@ from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
 from .onnx_graphs import is_own, with_todays
-from .onnx_matched import matches_of
-from .proof import Finding, TensorError, WeightsPart, verdict_of
+from .onnx_matched import Match, matches_of
+from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
 _FLOAT, _UINT8, _FLOAT16 = 1, 2, 10  # onnx.proto, TensorProto.DataType
@@ -41,19 +41,22 @@ _STORED_AS = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
 NOTHING_FOUND = phrase("none of the checkpoint's tensors is found in the graphs, by name or by its numbers")
 _LAYER = re.compile(r"\.(?:layers|block|h)\.(\d+)\.")
 _MOST = 8  # findings
+_LARGER, _SLOPE = 2.0, 0.02  # blocks of others: times the error of the nearest numbers, and what is scaled
 
 
 @dataclass(frozen=True)
 class Pair:
     """A tensor of the checkpoint, and what it is in the folder.
 
-    ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation.
+    ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation; ``block`` columns
+    share a scale (0: they are floats).
     """
 
     tensor: Tensor
     format: Format
     parts: tuple[Initializer, ...]
     stored: Tensor | None = None
+    block: int = 0
 
 
 def check_folder_weights(
@@ -89,7 +92,10 @@ def _of_others(
 ) -> WeightsPart:
     """What is found by names and numbers; what is not (1 + a norm's weights) the runtime part judges."""
     matches = matches_of(folder, checkpoint.tensors)
-    pairs = [Pair(each.tensor, _STORED_AS[each.stored.dtype], (), each.stored) for each in matches]
+    pairs = [
+        Pair(each.tensor, _format_of(each), (), each.stored, 0 if each.blocks is None else each.blocks.size)
+        for each in matches
+    ]
     found = {each.tensor.name for each in matches}
     found |= {alias for alias, of in checkpoint.aliases.items() if of in found}
     found |= {of for alias, of in checkpoint.aliases.items() if alias in found}
@@ -187,9 +193,13 @@ def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scr
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     source = tensor.read(rows.start, rows.stop)
-    slab = Encoder((F32, format), kernels="none").encode(source, tensor.dtype, scratch)
+    formats = (F32,) if pair.block else (F32, format)
+    slab = Encoder(formats, kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
-    right = weights if format == F32 else dequantize(format, slab.data[1], shape)
+    if pair.block:
+        right = rounded_in_blocks(weights, pair.block, 8 if format == Q8_0 else 4)
+    else:
+        right = weights if format == F32 else dequantize(format, slab.data[1], shape)
     if pair.stored is not None:
         ours = widened(pair.stored.read(rows.start, rows.stop), pair.stored.dtype).reshape(shape)
     else:
@@ -227,13 +237,42 @@ def _error(pair: Pair, compared: Compared) -> TensorError:
         pair.tensor.name,
         pair.format.name,
         int(layer[1]) if layer else None,
-        "identical" if compared.same else "differs",
+        _state(pair, compared),
         compared.stored.error,
         compared.own.error if compared.own is not None else compared.stored.error,
         compared.worst_row,
         compared.worst_row_error,
         compared.stored.slope,
     )
+
+
+def _state(pair: Pair, compared: Compared) -> TensorState:
+    if compared.same:
+        return "identical"
+    own = compared.own
+    if not pair.block or own is None or compared.not_finite:
+        return "differs"
+    error, slope = compared.stored.error, compared.stored.slope
+    near = error <= _LARGER * own.error and abs(slope - 1) <= _SLOPE + own.error**2
+    return "within" if near and not compared.far.count else "differs"
+
+
+def rounded_in_blocks(weights: Floats, size: int, bits: int) -> Floats:
+    """``weights`` (rows, columns) as the nearest of so many numbers between the ends of each block."""
+    rows, columns = weights.shape
+    padded = np.pad(weights, ((0, 0), (0, -columns % size))).reshape(rows, -1, size)
+    least, most = np.minimum(padded.min(-1, keepdims=True), 0), np.maximum(padded.max(-1, keepdims=True), 0)
+    step = (most - least) / ((1 << bits) - 1)
+    with np.errstate(all="ignore"):
+        codes = np.where(step > 0, np.rint((padded - least) / step), 0)
+    made: Floats = (codes * step + least).reshape(rows, -1)[:, :columns].astype(np.float32)
+    return made
+
+
+def _format_of(match: Match) -> Format:
+    if match.blocks is None:
+        return _STORED_AS[match.stored.dtype]
+    return Q8_0 if match.blocks.bits == 8 else FORMATS["q4_0"]
 
 
 def _finding(error: TensorError) -> Finding:

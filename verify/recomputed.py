@@ -28,6 +28,7 @@ from .inputs import Expected, VerifyOptions
 from .measurements import MatrixInputError, Shares
 from .proof import Finding, RuntimePart, verdict_of
 
+Shape = tuple[int, ...]
 LIMIT = 1e-9
 LIMIT_BEHIND_GELU = 1e-7
 _BEHIND_GELU = ".ffn_down"  # all graphs of llama.cpp have their GELU in the feed-forward layer
@@ -70,8 +71,7 @@ def check_runtime(
         )
     except errors.InputError as error:
         return RuntimePart("failed", findings=(Finding("file", error.message),)), None
-    most = max(QUICK, _MOST_BYTES // _bytes_of_a_position(file))
-    window = replace(window, ids=window.ids[: min(positions or most, most)], scored_from=0)
+    window = first_positions([info.shape for info in file.header.tensors], window, positions)
     inputs, logits = reader.matrix_inputs(window)
     try:
         computed = recomputation.compute(window, inputs, logits, options.progress, free=positions is None)
@@ -107,9 +107,15 @@ def _mean_divergence(reference: Floats, other: Floats) -> float:
     return total / len(reference)
 
 
-def _bytes_of_a_position(file: GgufFile) -> int:
+def first_positions(shapes: Sequence[Shape], window: Window, positions: int | None) -> Window:
+    """The beginning of a window that is computed again, of a file with tensors of those ``shapes``."""
+    most = max(QUICK, _MOST_BYTES // bytes_of_a_position(shapes))
+    return replace(window, ids=window.ids[: min(positions or most, most)], scored_from=0)
+
+
+def bytes_of_a_position(shapes: Sequence[Shape]) -> int:
     """An upper bound of what the inputs of all matrices take: some share one."""
-    return 4 * max(1, sum(info.shape[-1] for info in file.header.tensors if len(info.shape) > 1))
+    return 4 * max(1, sum(shape[-1] for shape in shapes if len(shape) > 1))
 
 
 def limit_of(matrix: str, *, gelu: bool) -> float:

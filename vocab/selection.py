@@ -24,7 +24,12 @@ from .tokenizer import Source
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
 ON_SOME_TEXT = (
-    *("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary"),
+    "leading-space",
+    "extra-spaces",
+    "nfc",
+    "sentencepiece",
+    "ordinary-words",
+    "in-vocabulary",
     "plain-letters",
 )
 

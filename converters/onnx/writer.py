@@ -22,15 +22,16 @@ from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
-from ...core.system_files import bytes_on_disk, open_to_read, open_to_write, write_at
+from ...core.system_files import begin_to_sync, bytes_on_disk, open_to_read, open_to_write, write_at
 from ...core.tensor import Array
 from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
 from ..bad_weights import has_bad_weights
+from ..done_pieces import Done, read_done, resumed_text
 from ..gguf_writer import Written, check_room
-from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
+from ..journal import Journal, JournalFolder
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
 from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
 
@@ -111,7 +112,7 @@ def write_onnx(
             if sound:
                 journaled.announce(resumed_text(len(sound), len(pieces)))
             name = f"{journaled.prefix}{new_mark()}"
-            journal = stack.enter_context(Journal(journaled.folder, name, [path]))
+            journal = stack.enter_context(Journal(journaled.folder, name, [path], stream))
         left = [piece for piece in pieces if piece not in sound]
         _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream)
     for name, data in protos.items():
@@ -208,6 +209,7 @@ def _write_data(
             for (offset, _), data in zip(_places(plan, rows), _parts(weight, slab.data[0]), strict=True):
                 view = data.data.cast("B")
                 write_at(handle, view, offset)
+                begin_to_sync(handle, view.nbytes, offset)
                 check = zlib.crc32(view, check) if journal is not None else 0
             if journal is not None:
                 journal.finished(rows, check, tensor.name if tensor.name in harmed else None)

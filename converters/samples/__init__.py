@@ -6,6 +6,7 @@ each, with its card), the others are made on the spot with random weights (synth
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -74,7 +75,11 @@ def write_sample(family: str, folder: Path, *, force: bool = False) -> Path:
     """
     write = SAMPLES.get(family)
     if write is None:
-        raise UsageError(f"unknown sample family {family!r}, expected one of {', '.join(sorted(SAMPLES))}")
+        near = difflib.get_close_matches(family.lower(), SAMPLES, n=1)
+        raise UsageError(
+            f"unknown sample family {family!r}, expected one of {', '.join(sorted(SAMPLES))}",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
     folder = Path(os.path.abspath(folder))
     _refuse_occupied(folder, force=force)
     with explained(folder):

@@ -144,7 +144,7 @@ INLINE void find_points(
     sort_codes(grid, codes, format->size / dims * LANES, &sorted);
 #define EACH_PLACE(kind, best)                                                                                \
     for (int n = 0; n < sorted.counts[kind]; ++n) {                                                           \
-        const int at = sorted.places[kind][n];                                                                \
+        const unsigned at = sorted.places[kind][n];                                                           \
         const uint32_t point = grid->points[codes[at]];                                                       \
         const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
         const float *x = w->rows + at * dims, *weights = w->roots + at * dims, scale = scales[at % LANES];    \

@@ -50,98 +50,131 @@ INLINE void put_in_order(int size, const li *rank, const lf *from, lf *to) {
     memcpy(to, sorted, sizeof(lf) * size);
 }
 
-/* Takes a cut where it is better. */
-INLINE void take_cut(lf qx, lf qq, int32_t cut, best_cut *best) {
-    const lm better = both(less(floats(0), qq), less(best->score * qq, qx * qx));
-    best->scale = choose(better, qx / qq, best->scale);
-    best->score = choose(better, best->scale * qx, best->score);
-    best->cut = choose_ints(better, ints(cut), best->cut);
-}
+/* What a cut adds up to: sums of weight * value * x and weight * value * value, whose quotient is the scale. Each is
+ * what the first place of a cut adds, what the second does and, in iq1_s, what the weights between them do. */
+typedef struct {
+    lf raised, lowered;
+} either_way;
 
-INLINE int32_t cut_at(int first, int second, int kind) { return first | second << 8 | kind << 16; }
-
-/* Of iq1_s. What the weights up to a place and those from it on add, with values raised and lowered, is made
- * beforehand; the weights between add the same either way, but for the sign. */
-INLINE void try_cuts_iq1_s(const li *rank, const lf *weights, const lf *weighted, best_cut *best) {
-    const float *p = RAISED_VALUES, *m = LOWERED_VALUES;
+typedef struct {
     lf x[33], w[33];
-    struct {
-        lf x_raised, x_lowered, w_raised, w_lowered;
-    } below[33], above[33];
+    either_way first_x[33], first_w[33], second_x[33], second_w[33];
+} cuts_iq1_s;
+
+typedef struct {
+    lf x[17];
+    either_way all, first[17], second[17];
+} half_iq1_m;
+
+typedef struct {
+    cuts_iq1_s s;
+    half_iq1_m m[2];
+} prepared_cuts;
+
+INLINE void prepare_iq1_s(const li *rank, const lf *weights, const lf *weighted, cuts_iq1_s *cuts) {
+    const float *p = RAISED_VALUES, *m = LOWERED_VALUES;
+    lf *x = cuts->x, *w = cuts->w;
     put_in_order(32, rank, weighted, x + 1), put_in_order(32, rank, weights, w + 1);
     x[0] = w[0] = floats(0);
     for (int i = 1; i <= 32; ++i) x[i] += x[i - 1], w[i] += w[i - 1];
     for (int i = 0; i <= 32; ++i) {
-        const lf rest = x[32] - x[i], heavy = w[32] - w[i];
-        below[i].x_raised = x[i] * p[0], below[i].x_lowered = x[i] * m[0];
-        below[i].w_raised = w[i] * p[0] * p[0], below[i].w_lowered = w[i] * m[0] * m[0];
-        above[i].x_raised = rest * p[2], above[i].x_lowered = rest * m[2];
-        above[i].w_raised = heavy * p[2] * p[2], above[i].w_lowered = heavy * m[2] * m[2];
+        const lf above = x[32] - x[i], heavy = w[32] - w[i];
+        cuts->first_x[i] = (either_way){x[i] * p[0], x[i] * m[0]};
+        cuts->first_w[i] = (either_way){w[i] * p[0] * p[0], w[i] * m[0] * m[0]};
+        cuts->second_x[i] = (either_way){above * p[2], above * m[2]};
+        cuts->second_w[i] = (either_way){heavy * p[2] * p[2], heavy * m[2] * m[2]};
     }
-    for (int i = 0; i <= 32; ++i)
-        for (int k = i; k <= 32; ++k) {
-            const lf between = (x[k] - x[i]) * p[1], heavy = (w[k] - w[i]) * p[1] * p[1];
-            const lf x_raised = below[i].x_raised + between + above[k].x_raised;
-            const lf w_raised = below[i].w_raised + heavy + above[k].w_raised;
-            const lf x_lowered = below[i].x_lowered - between + above[k].x_lowered;
-            const lf w_lowered = below[i].w_lowered + heavy + above[k].w_lowered;
-            if (!any(either(less(best->score * w_raised, x_raised * x_raised),
-                            less(best->score * w_lowered, x_lowered * x_lowered))))
-                continue;
-            take_cut(x_raised, w_raised, cut_at(i, k, 0), best);
-            take_cut(x_lowered, w_lowered, cut_at(i, k, 3), best);
-        }
 }
 
-/* Of one half of a sub-block of iq1_m, up to each place: the sums of weight * x, and what the weights add where a
- * cut is first, or second, with values raised and lowered. ``x`` and ``w`` are all of the half. */
-typedef struct {
-    lf sums[17], first_raised[17], first_lowered[17], second_raised[17], second_lowered[17], x, w;
-} half_sums;
-
-INLINE void sum_half(int half, const li *rank, const lf *weights, const lf *weighted, half_sums *sums) {
+/* Of one half of the sub-blocks. */
+INLINE void prepare_iq1_m(int half, const li *rank, const lf *weights, const lf *weighted, half_iq1_m *cuts) {
     const float *p = RAISED_VALUES, *m = LOWERED_VALUES;
     lf own_x[16], own_w[16], w[17];
-    for (int i = 0; i < 16; ++i) { /* the other half's add nothing */
+    for (int i = 0; i < 16; ++i) { /* what is added to leaves all as they are */
         own_x[i] = i / 8 == half ? weighted[i] : floats(-0.0f);
         own_w[i] = i / 8 == half ? weights[i] : floats(-0.0f);
     }
-    put_in_order(16, rank, own_x, sums->sums + 1), put_in_order(16, rank, own_w, w + 1);
-    sums->sums[0] = w[0] = floats(0);
-    for (int i = 1; i <= 16; ++i) sums->sums[i] += sums->sums[i - 1], w[i] += w[i - 1];
-    sums->x = sums->sums[16], sums->w = w[16];
+    put_in_order(16, rank, own_x, cuts->x + 1), put_in_order(16, rank, own_w, w + 1);
+    cuts->x[0] = w[0] = floats(0);
+    for (int i = 1; i <= 16; ++i) cuts->x[i] += cuts->x[i - 1], w[i] += w[i - 1];
+    cuts->all = (either_way){cuts->x[16] * p[2], cuts->x[16] * m[2]};
     for (int i = 0; i <= 16; ++i) {
-        sums->first_raised[i] = sums->w * p[2] * p[2] + w[i] * (p[0] * p[0] - p[1] * p[1]);
-        sums->first_lowered[i] = sums->w * m[2] * m[2] + w[i] * (m[0] * m[0] - m[1] * m[1]);
-        sums->second_raised[i] = w[i] * (p[1] * p[1] - p[2] * p[2]);
-        sums->second_lowered[i] = w[i] * (m[1] * m[1] - m[2] * m[2]);
+        const lf raised = w[16] * p[2] * p[2], lowered = w[16] * m[2] * m[2];
+        cuts->first[i].raised = raised + w[i] * (p[0] * p[0] - p[1] * p[1]);
+        cuts->first[i].lowered = lowered + w[i] * (m[0] * m[0] - m[1] * m[1]);
+        cuts->second[i].raised = w[i] * (p[1] * p[1] - p[2] * p[2]);
+        cuts->second[i].lowered = w[i] * (m[1] * m[1] - m[2] * m[2]);
     }
 }
 
-INLINE void try_cuts_iq1_m(const li *rank, const lf *weights, const lf *weighted, best_cut *best) {
-    half_sums sums[2];
-    lf all[2][2]; /* by half, raised and lowered */
-    for (int h = 0; h < 2; ++h) {
-        sum_half(h, rank, weights, weighted, &sums[h]);
-        all[h][0] = sums[h].x * RAISED_VALUES[2], all[h][1] = sums[h].x * LOWERED_VALUES[2];
+enum { MOST_KINDS = 4 };
+
+/* The sums of a cut at two places, of each kind in its order: two of iq1_s, four of iq1_m. Returns how many. */
+INLINE int sum_cut(int size, const prepared_cuts *cuts, int i, int k, lf *qx, lf *qq) {
+    if (size == 32) {
+        const cuts_iq1_s *c = &cuts->s;
+        const float middle = RAISED_VALUES[1]; /* -LOWERED_VALUES[1] */
+        const lf between = (c->x[k] - c->x[i]) * middle, heavy = (c->w[k] - c->w[i]) * middle * middle;
+        qx[0] = c->first_x[i].raised + between + c->second_x[k].raised;
+        qq[0] = c->first_w[i].raised + heavy + c->second_w[k].raised;
+        qx[1] = c->first_x[i].lowered - between + c->second_x[k].lowered;
+        qq[1] = c->first_w[i].lowered + heavy + c->second_w[k].lowered;
+        return 2;
     }
-    for (int i = 0; i <= 16; ++i)
-        for (int k = i; k <= 16; ++k) {
-            lf x[2][2], w[2][2];
-            for (int h = 0; h < 2; ++h) {
-                const lf lower = sums[h].sums[i] + sums[h].sums[k];
-                x[h][0] = all[h][0] - lower, x[h][1] = all[h][1] - lower;
-                w[h][0] = sums[h].first_raised[i] + sums[h].second_raised[k];
-                w[h][1] = sums[h].first_lowered[i] + sums[h].second_lowered[k];
+    either_way x[2], w[2];
+    for (int h = 0; h < 2; ++h) {
+        const half_iq1_m *c = &cuts->m[h];
+        const lf below = c->x[i] + c->x[k];
+        x[h] = (either_way){c->all.raised - below, c->all.lowered - below};
+        w[h] = (either_way){c->first[i].raised + c->second[k].raised, c->first[i].lowered + c->second[k].lowered};
+    }
+    qx[0] = x[0].raised + x[1].raised, qq[0] = w[0].raised + w[1].raised;
+    qx[1] = x[0].raised + x[1].lowered, qq[1] = w[0].raised + w[1].lowered;
+    qx[2] = x[0].lowered + x[1].raised, qq[2] = w[0].lowered + w[1].raised;
+    qx[3] = x[0].lowered + x[1].lowered, qq[3] = w[0].lowered + w[1].lowered;
+    return 4;
+}
+
+/* A score that the best cut certainly beats, from a few cuts: then fewer are taken for a while, which is slow.
+ *
+ * The last cut taken is the same as without it. Scores compare within 2^-22 of the exact ones, because sums are
+ * far from the smallest and largest floats: those of weights differ by less than a factor of 81 between cuts. As
+ * long as two searches have taken different cuts, each can be ahead by no more than that at every cut, which is
+ * less than 2^-11 in all; both take the cut that the bound comes from, or have taken the same better one. */
+INLINE lf score_to_beat(int size, const prepared_cuts *cuts) {
+    const float low = 1e-28f, high = 1e28f;
+    lf best = floats(-3.40282347e+38f);
+    for (int i = 2; i < size / 2 + 2; i += 4)
+        for (int k = size / 2; k <= size; k += 4) {
+            lf qx[MOST_KINDS], qq[MOST_KINDS];
+            const int kinds = sum_cut(size, cuts, i, k, qx, qq);
+            for (int n = 0; n < kinds; ++n) {
+                const lf square = qx[n] * qx[n];
+                const lm usual = both(both(less(floats(low), square), less(square, floats(high))),
+                                      both(less(floats(low), qq[n]), less(qq[n], floats(high))));
+                best = choose(usual, maximum(square / qq[n] * (1 - 1.0f / 1024), best), best);
             }
-            lf qx[4], qq[4];
-            lm better = less(floats(0), floats(0));
-            for (int kind = 0; kind < 4; ++kind) {
-                qx[kind] = x[0][kind >> 1] + x[1][kind & 1], qq[kind] = w[0][kind >> 1] + w[1][kind & 1];
-                better = either(better, less(best->score * qq[kind], qx[kind] * qx[kind]));
+        }
+    return best;
+}
+
+/* Tries all cuts in the reference's order. */
+INLINE void try_cuts(int size, const prepared_cuts *cuts, best_cut *best) {
+    best->score = score_to_beat(size, cuts);
+    for (int i = 0; i <= size; ++i)
+        for (int k = i; k <= size; ++k) {
+            lf qx[MOST_KINDS], qq[MOST_KINDS];
+            const int kinds = sum_cut(size, cuts, i, k, qx, qq);
+            lm some = less(floats(0), floats(0));
+            for (int n = 0; n < kinds; ++n) some = either(some, less(best->score * qq[n], qx[n] * qx[n]));
+            if (!any(some)) continue;
+            for (int n = 0; n < kinds; ++n) {
+                const lm better = both(less(floats(0), qq[n]), less(best->score * qq[n], qx[n] * qx[n]));
+                const int32_t cut = i | k << 8 | (size == 32 ? 3 * n : n) << 16;
+                best->scale = choose(better, qx[n] / qq[n], best->scale);
+                best->score = choose(better, best->scale * qx[n], best->score);
+                best->cut = choose_ints(better, ints(cut), best->cut);
             }
-            if (!any(better)) continue;
-            for (int kind = 0; kind < 4; ++kind) take_cut(qx[kind], qq[kind], cut_at(i, k, kind), best);
         }
 }
 
@@ -166,7 +199,7 @@ INLINE lm find_points_iq1(
     sort_codes(grid, codes, groups * LANES, &sorted);
 #define EACH_PLACE(kind, best)                                                                                \
     for (int n = 0; n < sorted.counts[kind]; ++n) {                                                           \
-        const int at = sorted.places[kind][n];                                                                \
+        const unsigned at = sorted.places[kind][n];                                                           \
         const uint32_t point = grid->points[codes[at]];                                                       \
         const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
         const float *x = w->rows + at * 8, *weights = w->roots + at * 8, own = scales[at % LANES];            \
@@ -205,9 +238,12 @@ INLINE void search_iq1(const grid_format *format, const struct grid *grid, grid_
     for (int i = 1; i < size; ++i) largest = maximum(largest, absolute(w->x[i]));
     for (int i = 0; i < size; ++i) w->weighted[i] = w->weights[i] * w->x[i];
     rank_weights(size, w->x, rank);
-    best_cut best = {largest, floats(-3.40282347e+38f), ints(-1)};
-    if (size == 32) try_cuts_iq1_s(rank, w->weights, w->weighted, &best);
-    else try_cuts_iq1_m(rank, w->weights, w->weighted, &best);
+    best_cut best = {.scale = largest, .cut = ints(-1)};
+    prepared_cuts cuts;
+    if (size == 32) prepare_iq1_s(rank, w->weights, w->weighted, &cuts.s);
+    else
+        for (int half = 0; half < 2; ++half) prepare_iq1_m(half, rank, w->weights, w->weighted, &cuts.m[half]);
+    try_cuts(size, &cuts, &best);
     const lm none = either(less(largest, floats(format->least)), greater_ints(ints(0), best.cut));
     const lm negative = less(best.scale, floats(0));
     const li first = best.cut & 255, second = best.cut >> 8 & 255;

@@ -126,8 +126,9 @@ INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *c
 #else
         const li code = {own[0], own[1], own[2], own[3]};
         for (int i = 0; i < dims; ++i) {
-            const lf value = errors->values <= OF_EIGHT ? value_at(dims, code, i)
-                                                        : to_floats(code >> 2 * i & 3) - (errors->values == RAISED ? 0.875f : 1.125f);
+            lf value = value_at(dims, code, i);
+            if (errors->values > OF_EIGHT)
+                value = to_floats(code >> 2 * i & 3) - (errors->values == RAISED ? 0.875f : 1.125f);
             const lf difference = errors->scale * value - errors->x[i];
             sum.part[p] += errors->weights[i] * difference * difference;
         }

@@ -1,0 +1,39 @@
+"""Where the bytes of files go that are not to lie on a disk, or not only: what writers need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class OutletFile:
+    """A file of ``size`` bytes that is to be called ``path``.
+
+    ``ranges`` (start, stop) are written, each byte once; what is between them is zero. ``temporary`` is the
+    empty file that stands for it until it is whole.
+    """
+
+    path: Path
+    temporary: Path
+    size: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Outlet(Protocol):
+    """Takes files piece by piece, in any order and from any thread, each byte once."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the ``temporary`` files get the bytes, too."""
+        ...
+
+    def begin(self, files: Sequence[OutletFile]) -> None:
+        """Be ready for these files, which ``write`` calls by their place in the list."""
+        ...
+
+    def write(self, file: int, data: memoryview, offset: int, /) -> None:
+        """Take bytes of a file. Raises whatever has gone wrong with earlier ones."""
+        ...
