@@ -97,3 +97,20 @@ def test_scales_of_8_bit_floats_by_the_names_of_other_programs(
     folder = changed(sound, tmp_path / "x", held, kind=kind, quantization_config={"quant_method": "fp8"})
     notes = assert_same(folder, changed(sound, tmp_path / "exact", exact))
     assert {note.name for note in notes} == {"float8", "activation-scales"}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_what_sees_beside_a_text_models_own_config(
+    samples: Callable[[str], Path], tmp_path: Path, family: str, prefix: str
+) -> None:
+    """Somebody has put the text part's config.json into the folder of a model that sees."""
+    sound = samples(family)
+    held = {
+        name.replace("model.", "language_model.model.", 1): each for name, each in weights_of(sound).items()
+    }
+    held |= {f"{prefix}vision_tower.encoder.layers.{i}.mlp.fc1.weight": torch.ones(2, 2) for i in range(2)}
+    held |= {f"{prefix}multi_modal_projector.linear_1.bias": torch.ones(2)}
+    notes = assert_same(changed(sound, tmp_path / "x", held), sound)
+    (note,) = [note for note in notes if note.name == "other-parts"]
+    assert "3 tensors that are not the text part's are left out" in note.message

@@ -131,8 +131,11 @@ def turn_end(vocab: Vocab) -> int | None:
         _, answered, rest = rendered.rpartition(_ANSWER)
         if answered:
             return _first_special(vocab, rest)
-    if failure is not None:
-        raise failure
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # else error and frame hold each other, and all that called this, a process among it
     return None
 
 

@@ -194,7 +194,7 @@ def _render(
     try:
         return render_all(template, [variables], moment=moment)[0]
     except TemplateFailure as failure:
-        return failure
+        return failure.with_traceback(None)  # which would keep all callers, and their tokenizer, alive
 
 
 def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFormat, str] | None:

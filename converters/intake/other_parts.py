@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...core.checkpoint import Checkpoint
@@ -15,15 +17,21 @@ TEXT_PART = "text_part_of"
 
 
 _OTHERS = frozenset({TEXT_PART, "vision_config", "audio_config"})
+# By what they are called where config.json is the text part's own.
+_NAMED = re.compile(
+    r"(model\.)?(vision_tower|vision_model|vision_encoder|visual|multi_modal_projector|mm_projector|"
+    r"vision_projector|audio_tower|audio_encoder|audio_projector|embed_vision|embed_audio|image_newline)(\..*)?"
+)
 
 
 def without_other_parts(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """Without the tensors of other parts. Raises UnsupportedModel where the text's layers need them."""
+    unknown = [name for name in checkpoint.tensors if not wanted.knows(name)]
     if _OTHERS.isdisjoint(checkpoint.config):
-        return checkpoint
+        named = [name for name in unknown if _NAMED.fullmatch(name)]
+        return _left_out(checkpoint, named)
     config = {key: value for key, value in checkpoint.config.items() if key != TEXT_PART}
     checkpoint = replace(checkpoint, config=config)
-    unknown = [name for name in checkpoint.tensors if not wanted.knows(name)]
     inside = [name for name in unknown if wanted.in_a_layer(name)]
     if inside:
         raise UnsupportedModel(
@@ -32,6 +40,10 @@ def without_other_parts(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
             "would be another model",
             hint="use llama.cpp's own converter (convert_hf_to_gguf.py), if it supports the model",
         )
+    return _left_out(checkpoint, unknown)
+
+
+def _left_out(checkpoint: Checkpoint, unknown: Sequence[str]) -> Checkpoint:
     if not unknown:
         return checkpoint
     parts = Counter(".".join(name.split(".")[:2]) for name in unknown)
