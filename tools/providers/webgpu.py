@@ -1,7 +1,8 @@
 """Where onnxruntime-web puts a graph's nodes on WebGPU: python webgpu.py ROOT LIBRARY GRAPH... prints JSON.
 
-ROOT is served to a headless Chromium with a software adapter; LIBRARY is onnxruntime-web's folder ``dist``,
-GRAPH a path under ROOT. Runs where playwright is installed; CHROMIUM names the browser.
+And whether the WASM with WebGPU in it loads it for the CPU. ROOT is served to a headless Chromium with a
+software adapter; LIBRARY is onnxruntime-web's folder ``dist``, GRAPH a path under ROOT. Runs where playwright
+is installed; CHROMIUM names the browser.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 FLAGS = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-OPEN = """async (graph) => {
+OPEN = """async ([graph, provider]) => {
   try {
     const ort = await import('/library/ort.webgpu.min.mjs');
     ort.env.wasm.wasmPaths = '/library/';
@@ -28,7 +29,7 @@ OPEN = """async (graph) => {
     ort.env.logLevel = 'verbose';
     const data = `${graph}_data`, name = data.split('/').pop();
     const externalData = [{ path: name, data }];
-    const settings = { executionProviders: ['webgpu'], logSeverityLevel: 0, externalData };
+    const settings = { executionProviders: [provider], logSeverityLevel: 0, externalData };
     await ort.InferenceSession.create(graph, settings);
     return null;
   } catch (error) { return String(error.message).slice(0, 300); }
@@ -75,8 +76,10 @@ def main() -> None:
             page = browser.new_page()
             page.on("console", lambda message, lines=lines: lines.append(message.text))
             page.goto(f"http://127.0.0.1:{server.server_port}/empty.html")
-            error = page.evaluate(OPEN, f"/{graph}")
-            answers[graph] = {"error": error, "placed": placed(lines)}
+            wasm = page.evaluate(OPEN, [f"/{graph}", "wasm"])
+            lines.clear()
+            error = page.evaluate(OPEN, [f"/{graph}", "webgpu"])
+            answers[graph] = {"wasm": wasm, "error": error, "placed": placed(lines)}
             page.close()
         browser.close()
     print(json.dumps(answers))
