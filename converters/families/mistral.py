@@ -79,7 +79,7 @@ def _describe(graph: Graph, request: GraphRequest[MistralFacts]) -> None:
 MISTRAL = Family(
     name="mistral",
     title="Mistral",
-    models=("Mistral 7B from v0.2 on",),
+    models=("Mistral 7B from v0.2 on", "Mistral Nemo 12B", "Mistral Small 24B"),
     hf_classes=("MistralForCausalLM",),
     arch="llama",
     facts=_facts,
