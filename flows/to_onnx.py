@@ -133,12 +133,12 @@ def to_onnx(
             observer.noted(model.notes)
             files = beside(planned)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
-    written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
+    written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off", card=card)
     made([planned.folder])
     observer.noted(written.notes)
     observer.made_folder(written.path, written.files)
     if expected is None or scope == "off":
-        return with_card(written, card, announce)
+        return written
     verify_options = VerifyOptions(
         threads=threads or available_cores(), progress=progress, announce=announce, part=observer.part
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from ..core.kept import Kept
 from ..core.leftovers import discard
 from ..core.model import Model, Note
 from ..runtimes.onnx_folder import least_of
+from .artifacts import README
+from .folder_card import card_and_manifest
 from .results import OnnxConversion, Run
 from .resume import find_kept, hold_to, is_published, journaled_folder, not_as_written
 
@@ -73,8 +75,12 @@ def write_folder(
     run: Run,
     *,
     proven: bool,
+    card: Callable[[Path], str] | None,
 ) -> OnnxConversion:
-    """Everything but the proof. What an ended run has left goes on where ``run`` says so (resume.py)."""
+    """Everything but the proof; the card only if none follows.
+
+    What an ended run has left goes on where ``run`` says so (resume.py).
+    """
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *planned.chosen.notes, *beside.notes]
@@ -111,6 +117,10 @@ def write_folder(
         least = least_of([folder / name for name in planned.graph_files])
         text = _manifest(checkpoint, model, made, options, sources, written, planned.tensors, least)
         (folder / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
+        if card is not None and not proven and (texts := card_and_manifest(folder, card, run.announce)):
+            for name, side in texts.items():
+                (folder / name).write_bytes(side)
+            made = replace(made, files={**made.files, README: len(texts[README])})
     return made
 
 

@@ -28,7 +28,7 @@ def test_a_folder_has_a_card_with_its_verdict(tmp_path: Path) -> None:
     for said in (
         "Needs onnxruntime 1.22 or newer",
         "onnxruntime 1.22 이상이 필요합니다",
-        'genai.Model("42dot-onnx")',
+        'genai.Model(".")',
         "ORTModelForCausalLM",
         "| ONNX Q8\\_0 |",
         "passed",
@@ -61,7 +61,7 @@ def test_one_for_transformers_js_names_the_page(tmp_path: Path) -> None:
     )
     text = (made.path / "README.md").read_text("utf-8")
     assert made.files["README.md"] == len(text.encode())
-    assert "pipeline('text2text-generation', \"web\", { dtype: 'q4' })" in text
+    assert "pipeline('text2text-generation', \".\", { dtype: 'q4' })" in text
     assert "`index.html`" in text
     assert "not been proven" in text
     assert "genai" not in text
