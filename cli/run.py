@@ -160,7 +160,7 @@ def command(
     An encoder (BERT, RoBERTa, XLM-RoBERTa) writes no text: its embedding of the prompt is printed as JSON, a
     vector of length 1.
     """
-    if tokens == 0:
+    if tokens == 0 and not as_json:  # which shows the prompt's tokens
         raise UsageError(
             "-n 0 would write nothing", hint="-n -1: until the model ends or its context is full"
         )

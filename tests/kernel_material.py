@@ -5,10 +5,12 @@ Shared by the tests of the kernels and by tools/compare_kernels.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from kconv.quant import ggml, native
 from kconv.quant.formats import GRIDS, Format
@@ -133,6 +135,21 @@ def encodable(format: Format, rows: Floats, weights: Floats | None) -> tuple[Flo
     weights = None if weights is None else np.clip(weights, 0, np.float32(1e5))
     assert ggml.can_encode(format, float(np.abs(rows).max(initial=0)), weights)
     return rows, weights
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """As where none were built: libggml encodes, and there is no second set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.VARIABLE, native.LIBGGML)
+        _choose_again()
+        yield
+    _choose_again()
+
+
+def _choose_again() -> None:
+    native.chosen.cache_clear()
+    native.other.cache_clear()
 
 
 def libggml(format: Format, rows: Floats, weights: Floats | None = None) -> ggml.Bytes:

@@ -31,7 +31,9 @@ def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
         open_checkpoint(folder / "model.gguf")
     assert "kconv quantize" in str(caught.value.hint)
     (folder / "model.bin").write_bytes(b"PK")
-    assert str(folder) in str(refusal(folder / "model.bin", "is a file").hint)
+    with pytest.raises(UsageError, match="is a file, expected a checkpoint folder") as caught:
+        open_checkpoint(folder / "model.bin")
+    assert str(folder) in str(caught.value.hint)
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from run_material import answered
 
 import kconv
 from kconv.converters.samples import write_sample
-from kconv.core.errors import GgufError, InputError, UsageError
+from kconv.core.errors import InputError, UsageError
 from kconv.core.model import Note
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
@@ -142,7 +142,7 @@ def test_what_cannot_be_asked_is_refused(model: Path, folder: Path, checkpoint: 
         kconv.generate(checkpoint, "a")
     with pytest.raises(UsageError, match="--kv-type is for GGUF files"):
         kconv.generate(folder, "a", kv_type="f32")
-    with pytest.raises(GgufError):
+    with pytest.raises(UsageError, match="is part of a checkpoint, not a GGUF file"):
         kconv.generate(checkpoint / "config.json", "a")
 
 
