@@ -286,6 +286,11 @@ def private_memory(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
+def memory_of_a_file(handle: int, size: int) -> memoryview:
+    """The first ``size`` bytes of a file as memory that can be written; kept until the last reference goes."""
+    return memoryview(mmap.mmap(handle, size))
+
+
 @contextlib.contextmanager
 def file_of(data: bytes, name: str, end: str) -> Iterator[str]:
     """The path of a file with these bytes, in memory where the system has that. Raises OSError."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import mmap
 import os
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from typing import Self
 from ..core.files import explained
 from ..core.outlet import OutletFile
 from ..core.progress import Progress
-from ..core.system_files import bytes_at, open_to_write, write_at
+from ..core.system_files import bytes_at, memory_of_a_file, open_to_write, write_at
 from .multipart import AT_A_TIME, Sent, Upload, begun_upload, part_borders, send_part
 from .object_names import ObjectPlace
 
@@ -45,7 +44,7 @@ class _Part:
     start: int
     stop: int
     left: int
-    data: bytearray | mmap.mmap | None = None
+    data: bytearray | memoryview | None = None
     tag: str = ""
 
 
@@ -158,7 +157,7 @@ class PartSender:
         """Objects have been made of all uploads: none of them is open any more."""
         self._stack.close()
 
-    def _gathered(self, part: _Part) -> bytearray | mmap.mmap:
+    def _gathered(self, part: _Part) -> bytearray | memoryview:
         """The memory a part is gathered in."""
         with self._lock:
             if part.data is None:
@@ -209,14 +208,14 @@ def _count(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> int:
     return sum(max(0, min(stop, end) - max(start, begin)) for begin, end in ranges)
 
 
-def _on_disk(size: int) -> mmap.mmap:
+def _on_disk(size: int) -> memoryview:
     """So many bytes of an unnamed file in TMPDIR. Raises EnvironmentProblem where there is no room."""
     folder = Path(tempfile.gettempdir())
     with explained(folder, elsewhere="set TMPDIR to a larger disk"), tempfile.TemporaryFile() as made:
         for start in range(0, size, 1 << 20):  # written: a hole that cannot be filled later ends the process
             made.write(bytes(min(1 << 20, size - start)))
         made.flush()
-        return mmap.mmap(made.fileno(), size)
+        return memory_of_a_file(made.fileno(), size)
 
 
 def _contents(file: _File, part: _Part) -> bytes:
@@ -229,6 +228,6 @@ def _contents(file: _File, part: _Part) -> bytes:
 
 
 def _release(part: _Part) -> None:
-    if isinstance(part.data, mmap.mmap):
-        part.data.close()
+    if isinstance(part.data, memoryview):
+        part.data.release()
     part.data = None

@@ -6,10 +6,10 @@
 test-onnx-ways: setup ## logits of ONNX graphs of some 120 shapes against transformers, in every way they are read: KCONV_SEED=2
 	$(BIN)/python -m pytest -q -rP tests/onnx_ways_wide.py
 
-.dev/providers/.installed:
+.dev/providers/.installed: tools/providers/requirements.txt
 	@mkdir -p .dev
 	test -x .dev/providers/bin/python || $(PYTHON) -m venv .dev/providers
-	.dev/providers/bin/python -m pip install --quiet playwright
+	.dev/providers/bin/python -m pip install --quiet -r tools/providers/requirements.txt
 	@touch $@
 
 providers: setup .dev/js/.installed .dev/providers/.installed ## ask WASM and WebGPU which nodes they take, for docs/*/onnx.md
