@@ -287,7 +287,7 @@ def private_memory(size: int) -> memoryview:
 
 
 def memory_of_a_file(handle: int, size: int) -> memoryview:
-    """The first ``size`` bytes of a file as memory that can be written; kept until the last reference goes."""
+    """The first ``size`` bytes of a file as memory to write to; kept until the last reference goes."""
     return memoryview(mmap.mmap(handle, size))
 
 
