@@ -59,7 +59,7 @@ def _conversion(name: str, given: Given) -> UsageError | None:
     source, types, rest = _told_apart(given.others)
     if source is None or len(rest) > 1 or not (types or rest):
         return None
-    if rest and (name in ("plan", "compare") or rest[0] == source):
+    if rest and (name in ("plan", "compare") or rest[0] == source or _has_output(given)):
         return None
     extra = given.others[1] if given.others[0] == source else given.others[0]
     told = f"kconv {name} takes one checkpoint, and {extra!r} is another argument"
@@ -75,7 +75,7 @@ def _quantize(name: str, given: Given) -> UsageError | None:
     numbers = [word for word in rest if word.isdecimal()]
     rest = [word for word in rest if not word.isdecimal()]
     named = types or [found for found in map(_numbered, numbers) if found is not None]
-    if len(rest) > 1 or not (named or rest):
+    if len(rest) > 1 or not (named or rest) or (rest and _has_output(given)):
         return None
     if not named and not given.has("-q", "--type"):
         named = ["TYPE"]
@@ -130,15 +130,20 @@ _HANDLERS: Mapping[str, Callable[[str, Given], UsageError | None]] = {
 }
 
 
+def _has_output(given: Given) -> bool:
+    return given.has("--output") or any(word[:2] == "-o" for word in given.options)
+
+
 def _told_apart(others: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
     """The source, types as they are written or called here, and the rest."""
     source: str | None = None
     types: list[str] = []
     rest: list[str] = []
     for word in others:
-        type_ = None if Path(word).exists() else _type(word)
-        if type_ is not None:
-            types.append(type_)
+        named = [None] if Path(word).exists() else [_type(each.strip()) for each in word.split(",")]
+        known = [each for each in named if each is not None]
+        if len(known) == len(named):
+            types += known
         elif source is None:
             source = word
         else:

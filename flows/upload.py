@@ -10,6 +10,7 @@ from typing import Any
 
 from ..converters.targets import FOLDER_MANIFEST
 from ..core.errors import InputError, UsageError
+from ..core.foreign_values import objects_of
 from ..core.input_files import file_sha256
 from ..core.progress import Progress, silent
 from ..hub.names import endpoint, is_repository
@@ -100,7 +101,11 @@ def _changed(artifact: Artifact, digests: Mapping[str, str]) -> Iterator[str]:
     """Files that are not those of the manifest, or of which that cannot be told."""
     if not artifact.manifest:
         return
-    written = artifact.manifest["output"]["bytes"]
+    output = artifact.manifest["output"]
+    written = output["bytes"]
+    if artifact.kind == "ONNX" and not artifact.name:  # at the top a card of all that is sent takes its place
+        cards = [each.get("bytes") for each in objects_of(output.get("files")) if each.get("name") == README]
+        written -= sum(size for size in cards if type(size) is int)
     if artifact.bytes != written:
         size = f"{artifact.bytes:,} bytes, its manifest says {written:,}"
         yield f"{artifact.name or artifact.place} was changed after it was made: it has {size}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.byte_source import ByteSource, LocalFile
@@ -51,10 +53,11 @@ def model_files(source: HubSource, name: HubName) -> list[HubFile]:
             hint=f"make one of its checkpoint: kconv to-gguf {name}, or name a file: hf://org/name/FILE.gguf",
         )
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
+    first = shlex.quote(f"hf://{replace(name, file=models[0])}")
     raise HubRefusal(
         f"{name} has {len(models)} GGUF models, of which one is to be named: "
         f"{', '.join(models[:_SHOWN])}{more}",
-        hint=f"give it as hf://{name}/{models[0]}",
+        hint=f"give it as {first}",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlsplit
 
@@ -92,10 +93,11 @@ def parse_checkpoint_name(text: object) -> HubName | None:
     """The same where a checkpoint is needed. Raises InputError for a GGUF file of a repository."""
     name = parse_hub_name(text)
     if name is not None and name.file is not None:
+        file = shlex.quote(f"hf://{name}")
         raise InputError(
             f"hf://{name} is a GGUF file, expected a checkpoint: org/name, or a folder with config.json and "
             "weights",
-            hint=f"to make other types of the file: kconv quantize hf://{name} -q q4_k_m; all else needs the "
+            hint=f"to make other types of the file: kconv quantize {file} -q q4_k_m; all else needs the "
             "checkpoint it was made from",
         )
     return name

@@ -133,8 +133,8 @@ class PartSender:
             part = own.parts[at]
             start, stop = max(offset, part.start), min(end, part.stop)
             if own.handle is None:
-                gathered = memoryview(self._gathered(part))
-                gathered[start - part.start : stop - part.start] = data[start - offset : stop - offset]
+                with memoryview(self._gathered(part)) as gathered:  # let go: it may be sent at once
+                    gathered[start - part.start : stop - part.start] = data[start - offset : stop - offset]
             with self._lock:
                 part.left -= stop - start
                 whole = part.left == 0

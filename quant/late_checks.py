@@ -79,8 +79,9 @@ class LateChecks:
             try:
                 agreed = self._failure is None and agree()
             except BaseException as failure:
-                self._failure, agreed = failure, True
-            self._judged(key, blocks, agreed)
+                self._failure, agreed = failure, False
+            if self._failure is None:  # else it is not known how it would have come out
+                self._judged(key, blocks, agreed)
             with self._changed:
                 self._left -= 1
                 if not agreed:

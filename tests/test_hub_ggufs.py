@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -155,8 +156,20 @@ def test_several_models_are_named(hub: Hub, tmp_path: Path) -> None:
         local_artifact(f"hf://{MANY}")
     assert "2 GGUF models" in refused.value.message
     assert "mmproj" not in refused.value.message
-    hint = str(refused.value.hint).removeprefix("give it as ")
+    (hint,) = shlex.split(str(refused.value.hint).removeprefix("give it as "))
     assert parse_hub_name(hint) == HubName(MANY, None, "Q8_0/Tiny.42dot v1.Q8_0.gguf")
+
+
+def test_a_named_file_keeps_the_revision_and_is_one_word(hub: Hub, made: Path, tmp_path: Path) -> None:
+    """A slash in the name of a branch would else be where the path begins."""
+    hub.add(MANY, made / "many", refs=("main", "feature/x"))
+    with sent_to(hub, tmp_path), pytest.raises(HubRefusal) as refused:
+        local_artifact(f"hf://{MANY}@feature/x")
+    (hint,) = shlex.split(str(refused.value.hint).removeprefix("give it as "))
+    assert parse_hub_name(hint) == HubName(MANY, "feature/x", "Q8_0/Tiny.42dot v1.Q8_0.gguf")
+    with pytest.raises(InputError) as error:
+        parse_checkpoint_name(hint)
+    assert f"kconv quantize '{hint}' -q" in str(error.value.hint)
 
 
 @pytest.mark.parametrize(

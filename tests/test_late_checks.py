@@ -53,14 +53,21 @@ def test_what_a_wrong_kernel_made_is_not_passed_on() -> None:
 
 
 def test_a_comparison_that_fails_is_told() -> None:
-    late = LateChecks(lambda *how: None)
+    """Nothing is known of the kernel then: it is not trusted later, and what it made is not passed on."""
+    judged: list[tuple[Any, int, bool]] = []
+    passed: list[int] = []
+    late = LateChecks(lambda *how: judged.append(how))
 
     def fail() -> bool:
         raise MemoryError("tables")
 
     late.ask(KEY, 8, fail)
+    late.ask(KEY, 8, lambda: True)
     with pytest.raises(MemoryError, match="tables"):
         late.settled()
+    late.tell(0, lambda: passed.append(0))
+    assert not judged
+    assert not passed
 
 
 @needs_kernels

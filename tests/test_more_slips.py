@@ -71,6 +71,10 @@ SLIPS = [
     ("imatrix {model} text.txt", "kconv imatrix {model} --text text.txt"),
     ("compare {model} q4_0 q8_0", "kconv compare {model} -q q4_0,q8_0"),
     ("plan {model} q4_0", "kconv plan {model} -q q4_0"),
+    ("compare {model} q4_0,Q8", "kconv compare {model} -q q4_0,q8_0"),
+    ("to-gguf {model} -o a b", "see `kconv to-gguf --help`"),
+    ("to-gguf {model} -oa b q4_0", "see `kconv to-gguf --help`"),
+    ("quantize {file} -o a.gguf b.gguf q4_0", "see `kconv quantize --help`"),
     ("upload me/x {file}", "kconv upload {file} me/x"),
     # files of another kind
     ("to-gguf {model}/model.safetensors", "pass the folder {model}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,16 @@ from kconv.converters.targets import FOLDER_MANIFEST
 from kconv.core.input_files import file_sha256
 from kconv.flows.release import read_release
 from kconv.flows.to_onnx import to_onnx
+from kconv.flows.upload import _changed
 from kconv.flows.verify import verify
 from kconv.report.model_card import model_card
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
+
+
+def other_folder(folder: Path, place: Path) -> Path:
+    """The same model once more, so that neither lies at the top of a repository."""
+    return shutil.copytree(folder, place / "other-onnx")
 
 
 def test_a_folder_has_a_card_with_its_verdict(tmp_path: Path) -> None:
@@ -41,7 +48,11 @@ def test_a_folder_has_a_card_with_its_verdict(tmp_path: Path) -> None:
     assert output["bytes"] == sum(file["bytes"] for file in output["files"])
     assert verify(folder, checkpoint, tokens=20, threads=1).verdict == "passed"
     assert kconv(*command, "--resume").returncode == 0
-    assert "README.md" not in {file.name for file in read_release([folder]).files}  # upload writes its own
+    for others in ([], [other_folder(folder, tmp_path)]):  # alone, upload writes a card in its place
+        artifact = read_release([folder, *others]).artifacts[0]
+        names = {file.name for file in artifact.files}
+        assert ("README.md" in names, f"{folder.name}/README.md" in names) == (False, bool(others))
+        assert not [*_changed(artifact, {each.name: file_sha256(each.path) for each in artifact.files})]
     (folder / "README.md").write_text("changed", "utf-8")
     found = verify(folder, checkpoint, tokens=20, threads=1)
     assert any("README.md" in str(finding.message) for finding in found.metadata.findings)

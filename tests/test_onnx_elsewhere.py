@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx_material import write_llama_onnx
+from safetensors import safe_open
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
@@ -95,6 +96,40 @@ def test_half_precision_throughout_has_a_limit_of_its_own(checkpoint: Path, tmp_
 def products(graph: Any) -> list[Any]:
     stored = {each.name for each in graph.initializer}
     return [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored]
+
+
+def named_as_in_the_checkpoint(graph: Any, checkpoint: Path) -> list[str]:
+    """Square matrices get their names back, and stay transposed."""
+    names = []
+    with safe_open(checkpoint / "model.safetensors", "np") as weights:
+        right = {name: weights.get_tensor(name) for name in weights.keys() if "_proj." in name}  # noqa: SIM118
+    for node in products(graph):
+        stored = next(each for each in graph.initializer if each.name == node.input[1])
+        values = numpy_helper.to_array(stored)
+        for name, matrix in right.items():
+            if matrix.shape == values.shape[::-1] == values.shape and np.array_equal(matrix.T, values):
+                stored.name = node.input[1] = name
+                names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("turned_back", [False, True])
+def test_a_square_matrix_of_its_name_may_be_transposed(
+    turned_back: bool, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Which way round it has to be the operators say, and the runtime part sees."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model = onnx.load_model(copy / "model.onnx")
+    names = named_as_in_the_checkpoint(model.graph, checkpoint)
+    assert names
+    if turned_back:
+        stored = next(each for each in model.graph.initializer if each.name == names[0])
+        values = np.ascontiguousarray(numpy_helper.to_array(stored).T)
+        stored.CopyFrom(numpy_helper.from_array(values, names[0]))
+    onnx.save_model(model, copy / "model.onnx")
+    proof = proven(copy, checkpoint)
+    verdict = "failed" if turned_back else "passed"
+    assert (proof.right, proof.weights.verdict, proof.runtime.verdict) == (verdict, "passed", verdict)
 
 
 def another_epsilon(graph: Any) -> None:

@@ -99,6 +99,27 @@ def test_an_object_is_what_was_written(
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_a_small_part_on_the_disk_is_sent_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before whoever wrote its last bytes has gone on: nothing holds its memory any more."""
+    file = file_of(tmp_path, b"x" * 1000)
+    monkeypatch.setattr(part_sender, "IN_MEMORY", 0)
+    monkeypatch.setattr(part_sender, "begun_upload", lambda place, borders: contextlib.nullcontext())
+    monkeypatch.setattr(part_sender, "send_part", lambda upload, index, data: data.decode())
+    submit = ThreadPoolExecutor.submit
+
+    def waited(self: ThreadPoolExecutor, *call: Any) -> Any:
+        made = submit(self, *call)
+        made.result()
+        return made
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", waited)
+    with PartSender(PLACE, keeps=False) as sender:
+        sender.begin([file])
+        sender.write(0, memoryview(b"x" * 1000), 0)
+        ((_, tags),) = sender.finish(lambda *_: None)
+    assert tags == ["x" * 1000]
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("keeps", [True, False])
 def test_what_fails_leaves_nothing(store: Any, tmp_path: Path, keeps: bool) -> None:

@@ -60,7 +60,7 @@ def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]
     samples = {name: _sample(tensor) for name, tensor in tensors.items()}
     for model in folder.models:
         stored = _numbers_of(model)
-        named = list(_by_name(tensors, stored))
+        named = list(_by_name(tensors, stored, samples))
         pairs, rest = named, {source for _, source, _ in named}
         for exclusive in (True, False):  # in the end tied matrices, and those that are there twice
             names = {name for name, *_ in pairs}
@@ -75,16 +75,25 @@ def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]
 
 
 def _by_name(
-    tensors: Mapping[str, Tensor], stored: Mapping[str, _Numbers]
+    tensors: Mapping[str, Tensor], stored: Mapping[str, _Numbers], samples: Mapping[str, Floats64]
 ) -> Iterator[tuple[str, str, bool]]:
-    """Initializer, tensor, and whether it is transposed."""
+    """Initializer, tensor, and whether it is transposed, which of a square matrix the numbers say."""
     for source, tensor in tensors.items():
         for name in (source, source + _MERGED):
             shape = stored[name].shape if name in stored else None
             if shape == tensor.shape:
-                yield name, source, False
+                yield name, source, _is_turned(stored[name], samples[source])
             elif shape is not None and shape == tensor.shape[::-1] and stored[name].blocks is None:
                 yield name, source, True
+
+
+def _is_turned(stored: _Numbers, sample: Floats64) -> bool:
+    """Whether numbers of the tensor's shape are rather those of its transpose."""
+    if stored.blocks is not None or len(stored.shape) != 2 or stored.shape[0] != stored.shape[1]:
+        return False
+    with np.errstate(all="ignore"):
+        straight, turned = (((stored.sample(way) - sample) ** 2).sum() for way in (False, True))
+    return bool(turned < straight)
 
 
 def _by_numbers(
