@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.language import Phrase, phrase, translated
 from ..core.progress import Progress
 from .console import plural, printable, say, seconds_text, size_text, table
 from .errors import explain, reraise_interrupt
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 _INTERVAL = 10.0  # seconds between two lines about progress
 _NAMED = 40  # outputs in the plan's table
-_STATES = ("made", "done before", "failed", "not done", "running", "planned")
-_WORDS = {"made": "done", "planned": "to do"}
+_STATES: dict[str, tuple[Phrase, Phrase]] = {  # alone in the table, and counted below it
+    "made": (phrase("done"), phrase("{count} done")),
+    "done before": (phrase("done before"), phrase("{count} done before")),
+    "failed": (phrase("failed"), phrase("{count} failed")),
+    "not done": (phrase("not done"), phrase("{count} not done")),
+    "running": (phrase("running"), phrase("{count} running")),
+    "planned": (phrase("to do"), phrase("{count} to do")),
+}
 
 
 class Shown:
@@ -120,6 +127,8 @@ def _free(outputs: Sequence[BatchOutput]) -> str:
 
 def summary(batch: Batch) -> str:
     """The table of all outputs, what went wrong, and the sums."""
+    from ..report.names import recorded_verdict
+
     rows = [
         (
             _short(output.source),
@@ -127,9 +136,9 @@ def summary(batch: Batch) -> str:
             output.type.upper(),
             size_text(output.bytes) if output.bytes else "",
             "" if output.seconds is None else seconds_text(output.seconds),
-            output.verdict or "",
+            recorded_verdict(output.verdict or ""),
             "" if output.kl_mean is None else f"{output.kl_mean:.4f}",
-            _WORDS.get(output.state, output.state),
+            translated(_STATES[output.state][0]),
         )
         for output in batch.outputs.values()
     ]
@@ -137,7 +146,11 @@ def summary(batch: Batch) -> str:
     lines = [table(rows, header=header, right=(3, 4, 6)), ""]
     lines += failures(batch)
     counts: Counter[str] = Counter(output.state for output in batch.outputs.values())
-    told = ", ".join(f"{counts[state]:,} {_WORDS.get(state, state)}" for state in _STATES if counts[state])
+    told = ", ".join(
+        translated(counted.of(count=f"{counts[state]:,}"))
+        for state, (_alone, counted) in _STATES.items()
+        if counts[state]
+    )
     lines.append(f"{plural(len(batch.outputs), 'output')}: {told}")
     return "\n".join(lines)
 

@@ -107,13 +107,14 @@ def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
     for graph in graphs:
         versions = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
         operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
-        say(f"\nGraph {printable(graph['file'])} (opset {printable(versions)})")
+        file, versions = printable(graph["file"]), printable(versions)
+        say("\n" + _("Graph {file} (opset {versions})", file=file, versions=versions))
         say(f"  {printable(operators)}")
         rows: dict[tuple[str, ...], None] = {}
-        for title in ("inputs", "outputs"):
+        for title, label in (("inputs", _("input")), ("outputs", _("output"))):
             for value in graph[title]:
                 name = re.sub(r"\.[0-9]+\.", ".N.", value["name"])
-                rows["", title[:-1], name, value["type"], _short(value["shape"])] = None
+                rows["", label, name, value["type"], _short(value["shape"])] = None
         say(table(list(rows)))
 
 
@@ -145,13 +146,19 @@ def _proof_text(proof: Mapping[str, Any] | None) -> str | None:
     """``passed (quick), mean KL 0.034``, as the manifest says; nothing of it is checked here."""
     if proof is None:
         return None
+    from ..report.names import recorded_verdict
+
     scope = f" ({proof['scope']})" if proof["scope"] else ""
-    detail = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
+    detail = (
+        ", " + _("mean KL {value}", value=f"{proof['kl_mean']:.3g}")
+        if isinstance(proof["kl_mean"], float)
+        else ""
+    )
     cosine = proof.get("cosine_mean")
-    detail += f", mean cosine {cosine:.6g}" if isinstance(cosine, float) else ""
+    detail += ", " + _("mean cosine {value}", value=f"{cosine:.6g}") if isinstance(cosine, float) else ""
     if proof["cause"]:
         detail = f": {_short(proof['cause'])}"
-    return f"{proof['verdict']}{scope}{detail}"
+    return f"{recorded_verdict(proof['verdict'])}{scope}{detail}"
 
 
 def indented(text: str) -> str:

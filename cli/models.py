@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..core.language import spoken
+from ..core.language import _, spoken, translated
 from .console import emit_json, markdown_table, say, table
 from .options import json_option, verbose_option
 
@@ -45,9 +45,10 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     if markdown:
         click.echo(markdown_table(rows, header=header))
         return
-    say(table([(title, classes, arch) for title, _, classes, arch in rows], header=(header[0], *header[2:])))
+    classes = [(title, names, arch) for title, _models, names, arch in rows]
+    say(table(classes, header=(header[0], *header[2:])))
     say(f"\n{_MODELS[lang]}:")
-    say(table([("", title, names) for title, names, _, _ in rows]))
+    say(table([("", title, names) for title, names, *_others in rows]))
     say(f"\nTypes: {', '.join(known['types'])}, or auto, the checkpoint's own float type")
     say(
         f"Of these need importance data (--imatrix, --calibrate): {', '.join(known['types_with_importance'])}"
@@ -77,6 +78,7 @@ _KOREAN = (
     (r"(\S+) without byte fallback", r"바이트 폴백 없는 \1"),
     (r" but for (\S+)", r"(\1 제외)"),
     (r" in transformers' form", " (transformers 형식)"),
+    (r"\bencoders of (.+?) alone", r"\1의 단독 인코더"),
     (r" and ", ", "),
 )
 
@@ -94,14 +96,20 @@ def _encoders(kernels: Mapping[str, Any]) -> str:
     if not kernels["equal"]:
         return f"libggml: {kernels['why']}"
     plain = [name for name in kernels["equal"] if " " not in name]
-    text = f"kconv's {kernels['name']} kernels ({kernels['why']}), byte-identical to libggml: "
-    text += ", ".join(
-        name if f"{name} with importance" in kernels["equal"] else f"{name} without importance"
+    names = ", ".join(
+        name if f"{name} with importance" in kernels["equal"] else _("{name} without importance", name=name)
         for name in plain
     )
+    text = _(
+        "kconv's {kernels} kernels ({why}), byte-identical to libggml: {names}",
+        kernels=kernels["name"],
+        why=translated(kernels["why"]),
+        names=names,
+    )
     if kernels["different"]:
-        text += f"; by libggml, since these kernels give other bytes: {', '.join(kernels['different'])}"
-    return text + "; other types by libggml"
+        others = ", ".join(kernels["different"])
+        text += _("; by libggml, since these kernels give other bytes: {names}", names=others)
+    return text + _("; other types by libggml")
 
 
 def supported() -> dict[str, Any]:

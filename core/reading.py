@@ -119,7 +119,9 @@ def _folder(source: Path) -> Path:
             )
         raise UsageError(
             f"{source} is a file, expected a checkpoint folder with config.json and weights",
-            hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
+            hint=f"pass the folder {source.parent}"
+            if (source.parent / "config.json").is_file()
+            else "give the folder written by save_pretrained() or `hf download`",
         )
     raise CheckpointError(
         f"{source} does not exist, expected a checkpoint folder with config.json and weights",

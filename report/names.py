@@ -82,6 +82,11 @@ def verdict_word(verdict: Verdict) -> str:
     return translated(_VERDICTS[verdict])
 
 
+def recorded_verdict(verdict: str) -> str:
+    """A verdict as a file has it, which may be any text, as people read it."""
+    return next((verdict_word(known) for known in VERDICTS if known == verdict), verdict)
+
+
 def part_name(name: str) -> str:
     """A part in a terminal's columns: ``tokens``."""
     return translated(_ROWS[name])

@@ -34,6 +34,11 @@ def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file, expected a checkpoint folder") as caught:
         open_checkpoint(folder / "model.bin")
     assert str(folder) in str(caught.value.hint)
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart" / "korean.txt").write_text("글")
+    with pytest.raises(UsageError, match="is a file, expected a checkpoint folder") as caught:
+        open_checkpoint(tmp_path / "apart" / "korean.txt")
+    assert "save_pretrained" in str(caught.value.hint)
 
 
 def test_no_config(tmp_path: Path) -> None:

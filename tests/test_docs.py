@@ -60,6 +60,12 @@ def test_model_table_is_the_generated_one(name: str) -> None:
     assert table[1].strip() == shown("kconv", "models", *options).strip()
 
 
+def test_korean_table_has_no_english_between_names() -> None:
+    for row in shown("kconv", "models", "--markdown", "--lang", "ko").splitlines():
+        models = row.split("|")[2]
+        assert not re.search(r"\b(?:and|or|of|to|from|but|for|alone|only|without|in)\b", models), models
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_a_readme_is_short(name: str) -> None:
     assert len(text_of(name).splitlines()) < 200

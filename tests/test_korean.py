@@ -12,16 +12,21 @@ import sys
 import unicodedata
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
+from kconv.cli.batch_text import _STATES, summary
 from kconv.cli.commands import COMMANDS, cli
 from kconv.cli.help_text import SpokenContext, paragraphs
+from kconv.cli.inspection import _proof_text
 from kconv.cli.main import main
+from kconv.cli.models import _encoders
 from kconv.core.errors import KconvError
 from kconv.core.language import phrase, speaking
 from kconv.core.recognition import one_sentence, said
+from kconv.flows.batch_board import Batch, BatchOutput, State
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -143,6 +148,31 @@ def test_every_entry_is_recognized_in_the_english_it_stands_for() -> None:
             if shown != wanted:
                 lost.append((english, shown))
     assert len(lost) < 12, lost  # two sentences that differ by a value's words alone
+
+
+def test_the_summary_of_a_batch_is_korean() -> None:
+    batch = Batch(())
+    for state in get_args(State):
+        batch.outputs[state] = BatchOutput(
+            state, 1, "모델", "gguf", "q4_0", "x.gguf", state, 1_000, verdict="passed"
+        )
+    assert set(_STATES) == set(get_args(State))
+    with speaking("ko"):
+        shown = said(summary(batch))
+    assert not re.search(r"\b(done|before|failed|running|planned|passed|to do|not|output)\b", shown), shown
+    assert shown.endswith("완료 1개, 전에 끝남 1개, 실패 1개, 하지 않음 1개, 실행 중 1개, 할 일 1개")
+    assert "1 done before, 1 failed" in summary(batch)
+
+
+def test_kernels_and_proofs_are_told_in_korean() -> None:
+    kernels = {"equal": ["q8_0", "q4_0", "q4_0 with importance"], "name": "avx2", "different": ["q2_K"]}
+    proof = {"verdict": "passed", "scope": "quick", "kl_mean": 0.0372, "cause": None}
+    with speaking("ko"):
+        told = _encoders({**kernels, "why": "the widest instruction set that runs here"})
+        assert _proof_text(proof) == "통과 (quick), 평균 KL 0.0372"
+    assert not re.search(r"\b(the|to|by|other|without)\b", told), told
+    assert _proof_text(proof) == "passed (quick), mean KL 0.0372"
+    assert _proof_text({**proof, "verdict": "someone's own"}) == "someone's own (quick), mean KL 0.0372"
 
 
 def test_errors_are_korean_in_a_terminal_and_english_for_programs(
