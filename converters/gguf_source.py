@@ -105,12 +105,16 @@ def requantizing_notes(file: GgufFile, wanted: Mapping[str, Format], *, allow: b
     quantized = [info for info in changed if file.format(info).quantized]
     if not quantized:
         return ()
-    which = f"{len(quantized)} of {len(infos)} tensors"
-    example = f"{quantized[0].name} is {file.format(quantized[0]).display}"
+    some, all_, path = len(quantized), len(infos), file.path
+    name, format = quantized[0].name, file.format(quantized[0]).display
     if not allow:
         raise InputError(
-            f"{file.path}: {which} are already quantized ({example}); quantizing them again loses quality",
+            f"{path}: {some} of {all_} tensors are already quantized ({name} is {format}); "
+            "quantizing them again loses quality",
             hint="quantize from the F32, F16 or BF16 file, or pass --allow-requantize",
         )
-    message = f"{which} were already quantized ({example}) and were quantized again, as allowed"
+    message = (
+        f"{some} of {all_} tensors were already quantized ({name} is {format}) and were quantized again, "
+        "as allowed"
+    )
     return (Note("requantized", message, warning=True),)
