@@ -24,8 +24,9 @@ from .end_of_turn import goes_on_metadata
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .normal_form import normalizer_metadata
+from .parity import ON_SOME_TEXT
 from .sampling import recommended_sampling, sampling_metadata
-from .selection import ON_SOME_TEXT, adapted, embedding_rows
+from .selection import adapted, embedding_rows
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
@@ -22,8 +22,7 @@ from .tokenizer import Source, added_pattern
 from .tokenizer_process import TextsRefused
 from .vocabulary_texts import competing_merges, every_token
 
-Verdict = Literal[
-    "exact",
+OnSomeText = Literal[
     "leading-space",
     "extra-spaces",
     "nfc",
@@ -31,8 +30,11 @@ Verdict = Literal[
     "ordinary-words",
     "in-vocabulary",
     "plain-letters",
-    "mismatch",
 ]
+Verdict = Literal["exact", OnSomeText, "mismatch"]
+ON_SOME_TEXT: tuple[OnSomeText, ...] = get_args(OnSomeText)
+"""Verdicts of vocabularies that are exact on a kind of text, which ``Parity`` describes."""
+
 _FULL_SPECIALS = 24
 _WITH_BOS_EOS = 60
 

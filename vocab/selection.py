@@ -15,7 +15,7 @@ from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import TO_ONNX, Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
-from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
+from .parity import ON_SOME_TEXT, Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
 from .reasons import explanation
 from .sources import read_source
@@ -23,15 +23,6 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
-ON_SOME_TEXT = (
-    "leading-space",
-    "extra-spaces",
-    "nfc",
-    "sentencepiece",
-    "ordinary-words",
-    "in-vocabulary",
-    "plain-letters",
-)
 
 
 @dataclass(frozen=True)
