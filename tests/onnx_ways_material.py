@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from gbst_material import random_gbswt5, random_model
-from onnx_causal_material import Cache, Floats, Ids, run
+from onnx_causal_material import Cache, Floats, Ids, in_steps, run
 from onnx_t5_material import right_logits
 from t5_checkpoints import write_t5
 from t5_material import one_thread
@@ -210,22 +210,13 @@ def _at_once(sessions: Sessions, truth: Truth) -> float:
 
 
 def _stepwise(sessions: Sessions, truth: Truth) -> float:
-    return apart(_in_steps(sessions["model"], truth.texts, [1] * truth.sizes.length), truth.alone)
+    return apart(in_steps(sessions["model"], truth.texts, *[1] * truth.sizes.length), truth.alone)
 
 
 def _in_chunks(sessions: Sessions, truth: Truth) -> float:
     """One text in pieces, as all flavours read it."""
     steps = [7, 1, 13, truth.sizes.length - 21]
-    return apart(_in_steps(sessions["model"], truth.texts[:1], steps), truth.alone[:1])
-
-
-def _in_steps(model: Any, ids: Ids, steps: Sequence[int]) -> Floats:
-    collected, past, place = [], None, 0
-    for step in steps:
-        logits, past = run(model, ids[:, place : place + step], past)
-        collected.append(logits)
-        place += step
-    return np.concatenate(collected, axis=1)
+    return apart(in_steps(sessions["model"], truth.texts[:1], *steps), truth.alone[:1])
 
 
 def _padded(side: str, sessions: Sessions, truth: Truth) -> float:

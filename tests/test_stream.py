@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_material import kconv
-from hub_material import sent_to
+from hub_material import in_three_shards, sent_to
 from hub_server import TOKEN, Hub
 
 from kconv.converters.samples import write_sample
@@ -32,19 +32,9 @@ NAME = "maker/Model-1B"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 6 MB in three shards."""
-    from safetensors.numpy import load_file, save_file
-
-    place = write_sample("42dot", tmp_path_factory.mktemp("sharded") / "Model-1B")
-    tensors = load_file(place / "model.safetensors")
-    (place / "model.safetensors").unlink()
-    names, where = sorted(tensors), {}
-    for part in range(3):
-        file = f"model-{part + 1:05}-of-00003.safetensors"
-        some = {name: tensors[name] for name in names[part::3]}
-        save_file(some, place / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(some, file))
-    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return place
+    return in_three_shards(
+        write_sample("42dot", tmp_path_factory.mktemp("sharded") / "Model-1B"), order=sorted
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_material import kconv
-from hub_material import sent_to
+from hub_material import in_three_shards, sent_to
 from hub_server import TOKEN, Hub
 from test_resume import STRUCK, WRITE
 
@@ -33,19 +33,7 @@ TYPES = ("-q", "q8_0", "-q", "q4_0", "--no-verify")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 6 MB in three shards, in the order of its layers."""
-    from safetensors.numpy import load_file, save_file
-
-    place = write_sample("42dot", tmp_path_factory.mktemp("sharded") / "tiny")
-    tensors = load_file(place / "model.safetensors")
-    (place / "model.safetensors").unlink()
-    names, where = list(tensors), {}
-    for part in range(3):
-        file = f"model-{part + 1:05}-of-00003.safetensors"
-        some = {name: tensors[name] for name in names[part::3]}
-        save_file(some, place / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(some, file))
-    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return place
+    return in_three_shards(write_sample("42dot", tmp_path_factory.mktemp("sharded") / "tiny"), order=list)
 
 
 @pytest.fixture(scope="module")
