@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +22,11 @@ from pathlib import Path
 from ..core.cores import available_cores
 from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem, GgufError
-from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.outlet import Outlet, OutletFile
 from ..core.progress import Progress, silent
+from ..core.room import check_room
 from ..core.system_files import begin_to_sync, bytes_on_disk, write_at
 from ..core.tensor import Tensor
 from ..quant import native
@@ -272,26 +271,6 @@ def _slab(
     if has_overflowed(formats[same.index(True)], copied):
         slab = replace(slab, largest=math.inf)
     return replace(slab, data=tuple(copied if kept else next(made) for kept in same))
-
-
-class NoRoom(EnvironmentProblem):
-    """Files do not fit on the disk where they are to be."""
-
-
-def check_room(files: Iterable[tuple[Path, int]]) -> None:
-    """Raise NoRoom unless files of so many bytes fit where they are to be."""
-    needed: dict[Path, int] = {}
-    for path, size in files:
-        folder = nearest_existing(path.absolute().parent)
-        needed[folder] = needed.get(folder, 0) + size
-    for folder, size in needed.items():
-        with explained(folder):
-            free = shutil.disk_usage(folder).free
-        if size > free:
-            raise NoRoom(
-                f"no space left: {folder} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed",
-                hint="free some space or write to another disk with -o",
-            )
 
 
 def finish_files(plan: WritePlan) -> tuple[int, ...]:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..converters.gguf_writer import NoRoom
 from ..converters.results import CompanionFile, Options, Output
 from ..core.claims import NAMES
 from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
 from ..core.model import Note
+from ..core.room import NoRoom
 from ..core.scratch import scratch_folder
 from ..hub.multipart import end_left_open, put_files, refuse_objects
 from ..hub.object_names import ObjectPlace

@@ -17,8 +17,8 @@ from ..reference.kept_reading import kept_or_read
 from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..verify.early import early_readers, room_for_logits
-from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
+from ..verify.new_gguf import NewGgufArtifact
 from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..verify.prove import prove

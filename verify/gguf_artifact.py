@@ -1,12 +1,12 @@
-"""A GGUF file as something to prove: found somewhere, or just made by the conversion that asks."""
+"""A GGUF file as something to prove, wherever it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..converters.families import FRONT_ENDS
 from ..converters.front_end import Embed, FrontEndFile, front_end_of
@@ -19,11 +19,9 @@ from ..quant.importance import Importance, made_with_importance
 from ..reference.magnitudes import Flow
 from ..reference.model import Reference
 from ..reference.reading import Reading
-from ..runtimes.early_reader import EarlyReader
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure
-from ..vocab.parity import Parity
 from .chosen_codes import Chosen, chosen_of, derivable
 from .cosine_gates import cosine_gate, refuse_other_limits
 from .embeddings_part import EmbeddingsPart
@@ -46,8 +44,8 @@ from .proof import (
     WeightsPart,
 )
 from .provenance import changed_after_conversion, same_tools, same_vocabulary_tools
-from .recomputed import QUICK, Sample, check_runtime, shares_of
-from .tokens import check_tokens, tokens_part
+from .recomputed import Sample, check_runtime, shares_of
+from .tokens import check_tokens
 from .weights import check_weights
 
 RUNTIME = phrase("llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers")
@@ -232,64 +230,6 @@ class GgufArtifact:
         remark = mislabelled(self.file.header)
         changes = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
         return (*((remark,) if remark else ()), *changes)
-
-
-@dataclass(frozen=True)
-class NewGgufArtifact(GgufArtifact):
-    """A GGUF file the conversion that asks has just made, with the ``parity`` and ``importance`` it knows,
-    and the reader that has begun ``early``.
-
-    ``quick`` takes the tokens as they were measured before and leaves the weights out, which this process has
-    just encoded; ``full`` does again all that is done with a file that was found somewhere.
-    """
-
-    parity: Parity = field(kw_only=True)
-    scope: Literal["quick", "full"] = "quick"
-    importance: Importance | None = None
-    early: EarlyReader | None = None
-
-    def _reader(self, front: Embed | None, threads: int) -> LlamaReader:
-        if self.early is None or front is not None:
-            return super()._reader(front, threads)
-        return self.early
-
-    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
-        """As measured before, or measured again; either way a mismatch was allowed, so it only warns."""
-        allowed = self.parity.verdict == "mismatch"
-        if self.scope == "quick":
-            differing = self.parity.texts - self.parity.exact
-            message = phrase("token ids differ in {differing} of {texts} texts, as allowed").of(
-                differing=differing, texts=self.parity.texts
-            )
-            findings = [Finding("tokenizer", message, grave=False)] if allowed else []
-            return tokens_part(self.parity, expected.source, findings)
-        part = check_tokens(
-            self.path,
-            self.file.header,
-            expected.source,
-            expected.vocab,
-            texts,
-            strict=True,
-            allow_mismatch=allowed,
-        )
-        if part.parity is None:
-            return part
-        # the manifest names the vocabulary, not the file
-        return replace(part, parity=replace(part.parity, candidate=self.parity.candidate))
-
-    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
-        """Every tensor, to the byte, or none."""
-        if self.scope == "quick":
-            return WeightsPart("not run")
-        return weights_of(self.file, expected, options, strict=True, importance=self.importance)
-
-    @property
-    def _recomputed_positions(self) -> int | None:
-        return QUICK if self.scope == "quick" else None
-
-    def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
-        """Nothing: the file is as it was written a moment ago."""
-        return ()
 
 
 def weights_of(

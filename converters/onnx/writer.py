@@ -22,6 +22,7 @@ from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
+from ...core.room import check_room
 from ...core.system_files import begin_to_sync, bytes_on_disk, open_to_read, open_to_write, write_at
 from ...core.tensor import Array
 from ...quant import native
@@ -30,7 +31,7 @@ from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
 from ..bad_weights import has_bad_weights
 from ..done_pieces import Done, read_done, resumed_text
-from ..gguf_writer import Written, check_room
+from ..gguf_writer import Written
 from ..journal import Journal, JournalFolder
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
 from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
