@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..core.checkpoint import Checkpoint
-from ..core.foreign_values import text_of, texts_of
+from ..core.foreign_values import object_of, text_of, texts_of
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
 from ..core.reading import hub_origin
@@ -107,7 +107,7 @@ def _parse(text: str) -> Mapping[str, Any]:
         value = yaml.load(text.replace("\t", "  "), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return object_of(value)
 
 
 def _size_label(checkpoint: Checkpoint) -> str | None:

@@ -35,3 +35,8 @@ def texts_of(value: object, *, most: int = _MOST, longest: int = _LONGEST) -> li
 def objects_of(value: object) -> list[dict[str, Any]]:
     """The objects of a list."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def object_of(value: object) -> dict[str, Any]:
+    """An object, empty in place of anything else."""
+    return value if isinstance(value, dict) else {}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..converters.recorded import read_manifest
 from ..converters.targets import FOLDER_MANIFEST, manifest_path
 from ..core.errors import InputError
-from ..core.foreign_values import number, objects_of, text_of
+from ..core.foreign_values import number, object_of, objects_of, text_of
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import GgufModel
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
@@ -298,8 +298,8 @@ def _evidence(manifest: Mapping[str, Any]) -> Evidence:
     proof = manifest.get("proof")
     if not isinstance(proof, dict) or proof.get("verdict") not in _VERDICTS:
         return Evidence()
-    logits, embeddings = _object(proof.get("logits")), _object(proof.get("embeddings"))
-    figures, similar = _object(logits.get("figures")), _object(embeddings.get("figures"))
+    logits, embeddings = object_of(proof.get("logits")), object_of(proof.get("embeddings"))
+    figures, similar = object_of(logits.get("figures")), object_of(embeddings.get("figures"))
     ours, theirs = number(figures.get("perplexity_file")), number(figures.get("perplexity_reference"))
     return Evidence(
         proof["verdict"],
@@ -308,11 +308,7 @@ def _evidence(manifest: Mapping[str, Any]) -> Evidence:
         number(figures.get("kl_mean_error")),
         number(figures.get("same_top1")),
         ours / theirs if ours and theirs else None,
-        text_of(_object(logits.get("loss")).get("grade")) or text_of(embeddings.get("loss")),
+        text_of(object_of(logits.get("loss")).get("grade")) or text_of(embeddings.get("loss")),
         number(similar.get("cosine_mean")),
         number(similar.get("same_nearest")),
     )
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

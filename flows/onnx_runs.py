@@ -8,7 +8,7 @@ from typing import Any
 
 from ..converters.onnx.genai import GENAI
 from ..converters.onnx.page import PAGE
-from ..core.foreign_values import objects_of, text_of
+from ..core.foreign_values import object_of, objects_of, text_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Runs:
 
 def runs_of(manifest: Mapping[str, Any]) -> Runs | None:
     """By the manifest alone, so that a folder here and one in the repository have the same card."""
-    options, output = (_object(manifest.get(each)) for each in ("options", "output"))
+    options, output = (object_of(manifest.get(each)) for each in ("options", "output"))
     layout = text_of(options.get("layout"))
     if layout is None:
         return None
@@ -35,7 +35,3 @@ def runs_of(manifest: Mapping[str, Any]) -> Runs | None:
     names = {each.get("name") for each in objects_of(output.get("files"))}
     flavour = text_of(options.get("flavour")) or "standard"
     return Runs(layout, flavour, least, GENAI in names, PAGE in names)
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

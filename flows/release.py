@@ -12,7 +12,7 @@ from typing import Any
 from ..converters.families import embeds_texts, reads_with_encoder
 from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
-from ..core.foreign_values import number, objects_of, text_of, texts_of
+from ..core.foreign_values import number, object_of, objects_of, text_of, texts_of
 from ..core.gguf_split import GgufModel, read_model
 from ..hub.names import is_repository
 from ..vocab.sampling import sampling_in_metadata
@@ -255,7 +255,7 @@ def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for manifest in manifests:
         proof = _provenance(manifest).get("versions")
         for versions in (manifest.get("versions"), proof):
-            for name, version in (versions if isinstance(versions, dict) else {}).items():
+            for name, version in object_of(versions).items():
                 if (text := text_of(version)) and (key := text_of(name)):
                     found.setdefault(key, {})[text] = None
     return {name: ", ".join(versions) for name, versions in found.items()}
@@ -268,9 +268,7 @@ def _all_of(manifests: Sequence[Mapping[str, Any]], key: str) -> tuple[str, ...]
 
 
 def _provenance(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    proof = manifest.get("proof")
-    provenance = proof.get("provenance") if isinstance(proof, dict) else None
-    return provenance if isinstance(provenance, dict) else {}
+    return object_of(object_of(manifest.get("proof")).get("provenance"))
 
 
 def _repository(value: object) -> str | None:

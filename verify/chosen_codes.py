@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import KconvError
+from ..core.foreign_values import object_of
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import is_plain_name
 from ..quant import native
@@ -74,13 +75,13 @@ def steps_away(format: Format, weights: Floats, stored: Bytes) -> npt.NDArray[np
 
 def recorded_strengths(manifest: Mapping[str, Any] | None) -> dict[Key, Trial] | None:
     """The strengths a manifest names; None where it names none, or anything but what kconv writes."""
-    part = _mapping(_mapping((manifest or {}).get("importance")).get("optimized"))
+    part = object_of(object_of((manifest or {}).get("importance")).get("optimized"))
     if part.get("method") != METHOD:
         return None
     trials: dict[Key, Trial] = {}
-    for name, formats in _mapping(part.get("matrices")).items():
-        for format, found in _mapping(formats).items():
-            strengths = _mapping(found).get("strength")
+    for name, formats in object_of(part.get("matrices")).items():
+        for format, found in object_of(formats).items():
+            strengths = object_of(found).get("strength")
             for matrix, strength in enumerate(strengths if isinstance(strengths, list) else [None]):
                 if strength not in (*STRENGTHS, PLAIN):
                     return None
@@ -91,7 +92,7 @@ def recorded_strengths(manifest: Mapping[str, Any] | None) -> dict[Key, Trial] |
 def derivable(artifact: Path, manifest: Mapping[str, Any] | None) -> Importance | None:
     """What codes of a file can be derived with; None where the statistics are not beside it as they were."""
     trials = recorded_strengths(manifest)
-    importance = _mapping((manifest or {}).get("importance"))
+    importance = object_of((manifest or {}).get("importance"))
     name, sha256 = importance.get("file"), importance.get("sha256")
     if trials is None or not native.available_sets() or not isinstance(name, str) or not is_plain_name(name):
         return None
@@ -118,7 +119,3 @@ def chosen_of(header: GgufHeader, manifest: Mapping[str, Any] | None) -> Chosen 
     names = {name for name, _, _ in trials}
     plain = {name for (name, _, _), trial in trials.items() if trial.strength == PLAIN}
     return Chosen(frozenset(names - plain))
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
