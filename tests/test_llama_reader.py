@@ -285,13 +285,13 @@ def main(arguments):
 
 
 def children() -> list[psutil.Process]:
-    """Of this process, but for the server that forks commands for all tests, and for tokenizers.
+    """Those of this process that read a file, or have ended and were not waited for.
 
-    A checkpoint that another test has read keeps its tokenizer's process until it is collected as garbage.
+    Other tests' servers and tokenizers may live on beside them.
     """
-    others = ("fork_server", "kconv.vocab.tokenizer_child")
-    actual = psutil.Process().children()
-    return [each for each in actual if not any(other in word for word in each.cmdline() for other in others)]
+    readers = {"kconv.runtimes.llama_child", "stand_in"}
+    actual = [(each, each.cmdline()) for each in psutil.Process().children()]
+    return [child for child, words in actual if not words or readers & {*words}]
 
 
 def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float = 600.0) -> Path:
