@@ -10,17 +10,19 @@ import click
 from .card_options import card_options, languages, say_unknown_base, stated
 from .console import emit_json, plural, say, size_text
 from .options import PATH, force_option, json_option, verbose_option
+from .sources import SOURCE
 
 EXAMPLES = """\b
 Examples:
   kconv card dist/42dot_LLM-SFT-1.3B-Q4_0.gguf dist/42dot_LLM-SFT-1.3B-Q8_0.gguf -o dist/README.md
   kconv card dist/*.gguf 42dot-onnx --repo tester/42dot_LLM-SFT-1.3B-GGUF --lang ko
+  kconv card hf://tester/42dot-GGUF/42dot-Q4_0.gguf tester/42dot-GGUF:Q8_0
   kconv card dist/*.gguf --base-model 42dot/42dot_LLM-SFT-1.3B --license cc-by-nc-4.0 -o README.md
 """
 
 
 @click.command("card", short_help="Write the model card (README.md) of files.", epilog=EXAMPLES)
-@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.argument("files", type=SOURCE, nargs=-1, required=True)
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write to a file.  [default: print it]")
 @click.option(
     "--repo",
@@ -33,7 +35,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    files: tuple[Path, ...],
+    files: tuple[str | Path, ...],
     output: Path | None,
     repo: str | None,
     quantized_by: str | None,
@@ -47,7 +49,8 @@ def command(
 
     It is made from the manifests beside them: the original and its commit, every file with its size, bits per
     weight, loss and verdict ("not proven" where there is no proof), how to run them in llama.cpp, Ollama, LM
-    Studio and onnxruntime, chat format, licence, versions. `kconv upload` writes it by itself.
+    Studio and onnxruntime, chat format, licence, versions. `kconv upload` writes it by itself. Of GGUF files
+    on the Hub (hf://org/name/x.gguf, org/name:Q4_K_M) headers and manifests are fetched, no weights.
     """
     from ..core.errors import UsageError
     from ..flows.release import read_release

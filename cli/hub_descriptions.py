@@ -28,7 +28,7 @@ def describe_repository(text: str) -> Description:
     source = resolve(name or text)
     names = {each.path for each in source.files}
     is_checkpoint = "config.json" in names and not names.isdisjoint(STANDARD)
-    if name is not None and (name.file is not None or (is_shelf_of_ggufs(source) and not is_checkpoint)):
+    if name is not None and (name.means_gguf or (is_shelf_of_ggufs(source) and not is_checkpoint)):
         return _remote_gguf(source, name)
     if any(each.endswith(".onnx") for each in names) and names.isdisjoint(STANDARD):
         with shown_progress() as progress:

@@ -13,7 +13,8 @@ import click
 from ..core.language import spoken
 from .card_options import card_options, languages, say_unknown_base, stated
 from .console import emit_json, plural, say, size_text, table
-from .options import PATH, json_option, verbose_option
+from .options import json_option, verbose_option
+from .sources import SOURCE
 
 if TYPE_CHECKING:
     from ..flows.release import Release
@@ -24,6 +25,7 @@ Examples:
   kconv upload dist/42dot_LLM-SFT-1.3B-Q4_0.gguf tester/42dot_LLM-SFT-1.3B-GGUF --dry-run
   kconv upload dist/*.gguf tester/42dot_LLM-SFT-1.3B-GGUF --base-model 42dot/42dot_LLM-SFT-1.3B
   kconv upload dist/*.gguf 42dot-onnx tester/42dot_LLM-SFT-1.3B-GGUF --public --also LICENSE
+  kconv upload other/42dot-GGUF:Q4_0 tester/42dot_LLM-SFT-1.3B-GGUF
   kconv upload dist/*.gguf other/42dot-GGUF --create-pr --message "Proven by kconv"
 """
 
@@ -31,7 +33,7 @@ Examples:
 @click.command(
     "upload", short_help="Send proven files to the Hugging Face Hub, with a model card.", epilog=EXAMPLES
 )
-@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.argument("files", type=SOURCE, nargs=-1, required=True)
 @click.argument("repository", metavar="ORG/NAME")
 @click.option("--dry-run", is_flag=True, help="Show the card and what would be sent; send nothing.")
 @click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
@@ -49,7 +51,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    files: tuple[Path, ...],
+    files: tuple[str | Path, ...],
     repository: str,
     dry_run: bool,
     public: bool,
@@ -69,8 +71,8 @@ def command(
     Manifests, companion files and Modelfiles beside them go along, and a model card made from the
     manifests, which also lists what is there already. A new repository is private. Run again after an
     interruption, it sends what is missing. Refused, unless --force: files without a proof or with a failed
-    one, files that are no longer as their manifest says, licences that forbid it. Log in with `hf auth
-    login`.
+    one, files that are no longer as their manifest says, licences that forbid it. GGUF files of the Hub
+    (hf://org/name/x.gguf, org/name:Q4_K_M) are downloaded first. Log in with `hf auth login`.
     """
     from ..core.errors import UsageError
     from ..flows.release import read_release
@@ -78,7 +80,7 @@ def command(
     from ..hub.names import is_repository
     from .progress import shown_progress
 
-    if Path(repository).exists() and not files[0].exists() and is_repository(str(files[0])):
+    if Path(repository).exists() and not Path(files[0]).exists() and is_repository(str(files[0])):
         words = [repository, *map(str, files[1:]), str(files[0])]
         raise UsageError(
             f"{repository} is a file, expected the name of a repository",
@@ -87,7 +89,8 @@ def command(
     check_name(repository)
     if create_pr and revision is not None:
         raise UsageError("--create-pr and --revision cannot be combined", hint="leave one of them out")
-    release = read_release(files, stated(options))
+    with shown_progress() as progress:
+        release = read_release(files, stated(options), fetch=True, progress=progress)
     say_unknown_base(release)
     with shown_progress() as progress:
         digests = hashed(release, progress)

@@ -10,7 +10,9 @@ import math
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from ..converters.recorded import read_manifest
@@ -18,6 +20,7 @@ from ..converters.targets import FOLDER_MANIFEST, manifest_path
 from ..core.errors import InputError
 from ..core.foreign_values import number, object_of, objects_of, text_of
 from ..core.gguf_file import GgufHeader
+from ..core.gguf_file_type import file_type
 from ..core.gguf_split import GgufModel
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
 from .onnx_runs import Runs, runs_of
@@ -103,20 +106,24 @@ class Artifact:
         return self.type.upper()
 
 
-def read_artifact(opened: Path | GgufModel, *, alone: bool) -> tuple[Artifact, Facts]:
+def read_artifact(
+    opened: Path | GgufModel, *, alone: bool, elsewhere: Mapping[Path, int] = MappingProxyType({})
+) -> tuple[Artifact, Facts]:
     """Of a GGUF model or of an ONNX folder, which lies at the repository's top if it is alone.
 
-    Raises InputError for what cannot be read or published, and EnvironmentProblem.
+    ``elsewhere`` has the bytes of files that are not here, by the paths they would have. Raises InputError
+    for what cannot be read or published, and EnvironmentProblem.
     """
-    return _file(opened) if isinstance(opened, GgufModel) else _folder(opened, top=alone)
+    return _file(opened, elsewhere) if isinstance(opened, GgufModel) else _folder(opened, top=alone)
 
 
-def _file(model: GgufModel) -> tuple[Artifact, Facts]:
+def _file(model: GgufModel, elsewhere: Mapping[Path, int]) -> tuple[Artifact, Facts]:
     first, header = model.paths[0], model.header
     manifest = _manifest(first)
     output = manifest.get("output", {})
     recorded = _recorded(output)
-    weights = tuple(plain_file(each, each.name, recorded.get(each.name)) for each in model.paths)
+    plain = partial(plain_file, elsewhere=elsewhere)
+    weights = tuple(plain(each, each.name, recorded.get(each.name)) for each in model.paths)
     beside, companions = [], []
     for each in objects_of(manifest.get("companions")):
         name = each.get("file")
@@ -126,18 +133,16 @@ def _file(model: GgufModel) -> tuple[Artifact, Facts]:
             )
         companions.append(str(name))
         digest = each.get("sha256")
-        beside.append(
-            plain_file(first.parent / str(name), str(name), digest if isinstance(digest, str) else None)
-        )
+        beside.append(plain(first.parent / str(name), str(name), digest if isinstance(digest, str) else None))
     modelfile = first.with_suffix(".Modelfile")
-    has_modelfile = modelfile.is_file() and stays_with(modelfile)
+    has_modelfile = modelfile in elsewhere or (modelfile.is_file() and stays_with(modelfile, first))
     for own in (manifest_path(first), modelfile if has_modelfile else None):
-        if own is not None and own.is_file():
-            beside.append(plain_file(own, own.name))
+        if own is not None and (own in elsewhere or own.is_file()):
+            beside.append(plain(own, own.name))
     artifact = Artifact(
         first.name,
         "GGUF",
-        text_of(output.get("type")) or _file_type(header),
+        text_of(output.get("type")) or file_type(header) or "?",
         sum(file.bytes for file in weights),
         _bits(manifest, header),
         _evidence(manifest),
@@ -244,15 +249,24 @@ def _manifest(artifact: Path) -> Mapping[str, Any]:
         raise InputError(error.message, hint=_MANIFEST_HINT) from error
 
 
-def plain_file(path: Path, name: str, sha256: str | None = None) -> ReleaseFile:
-    """A file to be called ``name``. Raises InputError where it is missing or the name cannot be published."""
+def plain_file(
+    path: Path,
+    name: str,
+    sha256: str | None = None,
+    *,
+    elsewhere: Mapping[Path, int] = MappingProxyType({}),
+) -> ReleaseFile:
+    """A file to be called ``name``, here or ``elsewhere``.
+
+    Raises InputError where it is missing or the name cannot be published.
+    """
     if not name.isprintable() or not all(map(is_plain_name, name.split("/"))):
         raise InputError(
             f"the file name {quoted(name)} has characters that cannot be published",
             hint='rename the file: no control characters and none of \\ : * ? " < > |',
         )
     try:
-        size = path.stat().st_size
+        size = elsewhere[path] if path in elsewhere else path.stat().st_size
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}", hint="it belongs to the files to publish"
@@ -268,17 +282,6 @@ def _recorded(output: Any) -> dict[str, str | None]:
         for each in objects_of(files)
         if isinstance(each.get("name"), str)
     }
-
-
-def _file_type(header: GgufHeader) -> str:
-    """The type by ``general.file_type``, of a file without a manifest."""
-    from gguf import LlamaFileType
-
-    value = header.metadata.get("general.file_type")
-    try:
-        return str(LlamaFileType(value).name).removeprefix("MOSTLY_").removeprefix("ALL_").lower()
-    except ValueError:
-        return "?"
 
 
 def _bits(manifest: Mapping[str, Any], header: GgufHeader | None) -> float | None:

@@ -14,10 +14,12 @@ from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
 from ..core.foreign_values import number, object_of, objects_of, text_of, texts_of
 from ..core.gguf_split import GgufModel, read_model
-from ..hub.names import is_repository
+from ..core.progress import Progress, silent
+from ..hub.names import is_repository, parse_hub_name
 from ..vocab.sampling import sampling_in_metadata
 from ..vocab.templates import SOME_DAY, render_chat
 from .artifacts import ENCODER, Artifact, Facts, ReleaseFile, plain_file, read_artifact
+from .hub_release import opened_on_the_hub
 
 _HUB = "https://huggingface.co/"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,18 +78,25 @@ class Stated:
     also: tuple[Path, ...] = ()
 
 
-def read_release(paths: Sequence[Path], stated: Stated | None = None) -> Release:
+def read_release(
+    paths: Sequence[str | Path],
+    stated: Stated | None = None,
+    *,
+    fetch: bool = False,
+    progress: Progress = silent,
+) -> Release:
     """Look through GGUF files and ONNX folders that belong to one model.
 
-    Raises UsageError where they make no release (two models, a name twice), InputError and GgufError for
-    what cannot be read, EnvironmentProblem.
+    GGUF files of the Hub are named as ``parse_hub_name`` has them; their weights are downloaded only with
+    ``fetch``. Raises UsageError where they make no release (two models, a name twice), InputError and
+    GgufError for what cannot be read, HubRefusal, EnvironmentProblem.
     """
     stated = stated or Stated()
     if not paths:
         raise UsageError("no files given", hint="name GGUF files or ONNX folders")
-    opened = _opened(paths)
+    opened, elsewhere = _opened(paths, progress, fetch=fetch)
     alone = len(opened) == 1
-    read = _without_companions([read_artifact(each, alone=alone) for each in opened])
+    read = _without_companions([read_artifact(each, alone=alone, elsewhere=elsewhere) for each in opened])
     artifacts = tuple(artifact for artifact, _ in read)
     _refuse_two_models(artifacts)
     release = _release(artifacts, [facts for _, facts in read], stated)
@@ -109,23 +118,32 @@ def joined(release: Release, others: Sequence[Artifact]) -> Release:
     )
 
 
-def _opened(paths: Sequence[Path]) -> list[Path | GgufModel]:
-    """Folders and models, each once, however many of its parts are named.
+def _opened(
+    paths: Sequence[str | Path], progress: Progress, *, fetch: bool
+) -> tuple[list[Path | GgufModel], Mapping[Path, int]]:
+    """Folders and models, each once, however many of its parts are named; and sizes of files not here.
 
     Manifests and the like are passed over, which ``dist/*`` names, too.
     """
     found: dict[Path, Path | GgufModel] = {}
-    for path in paths:
-        if path.name.endswith(_ALONG) and path.is_file():
+    elsewhere: dict[Path, int] = {}
+    for named in paths:
+        path, name = Path(named), parse_hub_name(named)
+        each: Path | GgufModel
+        if name is not None:
+            each, sizes = opened_on_the_hub(name, progress, fetch=fetch)
+            elsewhere.update(sizes)
+        elif path.name.endswith(_ALONG) and path.is_file():
             continue
-        each = path if path.is_dir() else read_model(path)
+        else:
+            each = path if path.is_dir() else read_model(path)
         found.setdefault((each.paths[0] if isinstance(each, GgufModel) else each).absolute(), each)
     if not found:
         raise UsageError(
             "no GGUF files or ONNX folders among the files given",
             hint="manifests and Modelfiles go along with theirs",
         )
-    return list(found.values())
+    return list(found.values()), elsewhere
 
 
 def _without_companions(read: Sequence[tuple[Artifact, Facts]]) -> list[tuple[Artifact, Facts]]:

@@ -34,7 +34,7 @@ def local_artifact(source: str | Path, progress: Progress = silent) -> Path:
     if name is None:
         return Path(source)
     found = resolve(name)
-    if name.file is not None or is_shelf_of_ggufs(found):
+    if name.means_gguf or is_shelf_of_ggufs(found):
         return fetch_gguf(found, name, progress)
     return fetch_files(found, onnx_files(found), progress)
 

@@ -22,6 +22,7 @@ from ..core.input_files import is_plain_name
 from ..core.progress import Progress, silent
 from .cache import snapshot
 from .download import fetch_files, is_here
+from .gguf_types import models_of_type
 from .names import HubName
 from .ranges import HubRanges
 from .source import HubFile, HubSource
@@ -37,28 +38,50 @@ _SHOWN = 12
 def model_files(source: HubSource, name: HubName) -> list[HubFile]:
     """The files of the GGUF that ``name`` means, the first part first.
 
-    Without a path in the name the only model of the repository is meant. Raises HubRefusal where there is
-    none, or more than one, and what fetching manifests raises.
+    Without a path in the name the only model of the repository is meant, or the only one of the type.
+    Raises HubRefusal where there is none, or more than one, and what fetching manifests and headers raises.
     """
     if name.file is not None:
         return _parts(source, name.file)
     models = gguf_models(source)
     if len(models) > 1:
         models = [each for each in models if each not in _companions(source, models)]
+    if models and name.type is not None:
+        return _parts(source, _of_type(source, name, models))
     if len(models) == 1:
         return _parts(source, models[0])
+    bare = replace(name, type=None)
     if not models:
         raise HubRefusal(
-            f"{name} has no GGUF files",
-            hint=f"make one of its checkpoint: kconv to-gguf {name}, or name a file: hf://org/name/FILE.gguf",
+            f"{bare} has no GGUF files",
+            hint=f"make one of its checkpoint: kconv to-gguf {bare}, or name a file: hf://org/name/FILE.gguf",
         )
-    more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
-    first = shlex.quote(f"hf://{replace(name, file=models[0])}")
     raise HubRefusal(
-        f"{name} has {len(models)} GGUF models, of which one is to be named: "
-        f"{', '.join(models[:_SHOWN])}{more}",
-        hint=f"give it as {first}",
+        f"{name} has {len(models)} GGUF models, of which one is to be named: {_listed(models)}",
+        hint=_how_to_name(name, models[0]),
     )
+
+
+def _of_type(source: HubSource, name: HubName, models: Sequence[str]) -> str:
+    """The only model of the type that ``name`` asks for."""
+    found = models_of_type(source, models, name.type or "")
+    if len(found) == 1:
+        return found[0]
+    bare = replace(name, type=None)
+    if found:
+        message = f"{bare} has {len(found)} GGUF models of type {name.type}: {_listed(found)}"
+    else:
+        message = f"{bare} has no GGUF of type {name.type}; its GGUF models are {_listed(models)}"
+    raise HubRefusal(message, hint=_how_to_name(name, (found or models)[0]))
+
+
+def _listed(models: Sequence[str]) -> str:
+    more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
+    return f"{', '.join(models[:_SHOWN])}{more}"
+
+
+def _how_to_name(name: HubName, model: str) -> str:
+    return f"give it as {shlex.quote(f'hf://{replace(name, file=model, type=None)}')}"
 
 
 def gguf_models(source: HubSource) -> list[str]:
@@ -113,10 +136,13 @@ def _manifest(source: HubSource, first: HubFile) -> HubFile | None:
     return found if found is not None and found.size <= _LARGEST else None
 
 
-def fetch_gguf(source: HubSource, name: HubName, progress: Progress = silent) -> Path:
+def fetch_gguf(
+    source: HubSource, name: HubName, progress: Progress = silent, *, modelfile: bool = False
+) -> Path:
     """The GGUF that ``name`` means, in the cache: all its parts, its manifest, its companions.
 
-    Returns the path of the file that was named. Raises what ``model_files`` and ``fetch_files`` raise.
+    With ``modelfile`` also the Modelfile that lies beside it. Returns the path of the file that was named.
+    Raises what ``model_files`` and ``fetch_files`` raise.
     """
     files = model_files(source, name)
     manifest = _manifest(source, files[0])
@@ -124,6 +150,9 @@ def fetch_gguf(source: HubSource, name: HubName, progress: Progress = silent) ->
         folder = fetch_files(source, [manifest])
         beside = [source.file(each) for each in _named(folder, manifest.path)]
         files = [*files, manifest, *(each for each in beside if each is not None)]
+    recipe = source.file(f"{files[0].path.removesuffix('.gguf')}.Modelfile") if modelfile else None
+    if recipe is not None:
+        files = [*files, recipe]
     return fetch_files(source, files, progress) / (name.file or files[0].path)
 
 
@@ -147,3 +176,8 @@ class RemoteModel:
     def exists(self, path: Path) -> bool:
         """Whether the path is that of one of its files."""
         return any(self._folder / each.path == path for each in self._files)
+
+    @property
+    def sizes(self) -> dict[Path, int]:
+        """The bytes of every file of the repository, by where it would lie in the cache."""
+        return {self._folder / each.path: each.size for each in self._source.files}

@@ -71,15 +71,15 @@ class HubSource:
 def resolve(text: str | HubName) -> HubSource:
     """The repository that ``text`` names, at the commit its revision means now.
 
-    Which file of it ``text`` names plays no part here. Asks the Hub twice, or once where the list of that
-    commit's files is in the cache, or not at all for a commit whose list is. Where the Hub does not answer or
-    refuses, what the cache has is taken, as huggingface_hub does. Raises HubRefusal (gated, private, missing,
-    no such revision, not in the cache), UsageError, EnvironmentProblem (network).
+    Which file or type of it ``text`` names plays no part here. Asks the Hub twice, or once where the list of
+    that commit's files is in the cache, or not at all for a commit whose list is. Where the Hub does not
+    answer or refuses, what the cache has is taken, as huggingface_hub does. Raises HubRefusal (gated,
+    private, missing, no such revision, not in the cache), UsageError, EnvironmentProblem (network).
     """
     name = text if isinstance(text, HubName) else parse_hub_name(text)
     if name is None:
         raise HubRefusal(f"{quoted(text)} names no repository of the Hub", hint="give it as hf://org/name")
-    name = replace(name, file=None)
+    name = replace(name, file=None, type=None)
     commit, unreached = _commit(name)
     known = read_tree(name.repository, commit)
     if known is None and unreached is None:
