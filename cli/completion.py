@@ -15,9 +15,9 @@ Examples:
 
 
 @click.command("completion", short_help="Print the shell's completion script.", epilog=EXAMPLES)
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 def command(shell: str) -> None:
-    """Print the completion script for SHELL; the examples show where it belongs."""
+    """Print the completion script for SHELL: bash, zsh or fish. The examples show where it belongs."""
     from click.shell_completion import get_completion_class
 
     from .commands import COMPLETION, cli

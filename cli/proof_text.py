@@ -91,8 +91,12 @@ def _weights(amount: int) -> str:
 
 
 def _summary(proof: Proof) -> str:
-    """``right; loses little (mean KL 0.003 on 512 tokens of the built-in texts, …)``, with the cause."""
-    parts = [is_right(proof.right)]
+    """``right; loses little (mean KL 0.003 on 512 tokens of the built-in texts, …)``, with the cause.
+
+    Behind the verdict: what would only repeat it (``not decided``) is left out.
+    """
+    answer = is_right(proof.right)
+    parts = [] if answer == verdict_word(proof.verdict) and proof.telling else [answer]
     if proof.verdict != "passed":
         parts.append(cause(proof))
     if proof.embeddings is not None and (words := loss_words(proof.embeddings)):

@@ -175,7 +175,11 @@ def command(
     if prompt is None and fill is None and not as_json and in_a_terminal():
         _converse(path, tokens, options, verbose=verbose)
         return
-    text = read_prompt(prompt, fill)
+    try:
+        text = read_prompt(prompt, fill)
+    except UsageError:
+        _check(path)  # what is wrong with the file comes first: no prompt would make it run
+        raise
 
     try:
         with shown_progress() as shown:
@@ -210,6 +214,14 @@ def _here(artifact: str | Path) -> Path:
 
     with shown_progress() as shown:
         return local_artifact(artifact, shown)
+
+
+def _check(path: Path) -> None:
+    """Raise InputError where nothing at ``path`` can be asked anything."""
+    from ..runtimes.loading import open_artifact
+
+    with contextlib.suppress(EmbedsOnly):
+        open_artifact(path)
 
 
 def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, verbose: bool) -> None:

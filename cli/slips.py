@@ -97,9 +97,13 @@ def _context(words: Sequence[str]) -> click.Context | None:
 def _missing(error: click.MissingParameter, command: click.Command) -> BaseException:
     """With an example of how the command is called."""
     examples = [line.partition("  #")[0].strip() for line in (command.epilog or "").splitlines()]
-    known = [line for line in examples if line.startswith("kconv ")]
+    known = [line for line in examples if "kconv " in line]
     path = "kconv" if error.ctx is None else error.ctx.command_path
     hint = f"see `{path} --help`" + (f"; for example: {known[0]}" if known else "")
+    choice = None if error.param is None else error.param.type
+    if isinstance(choice, click.Choice) and error.param is not None:
+        names = ", ".join(map(str, choice.choices))
+        return UsageError(f"no {error.param.name} given, expected one of {names}", hint=hint)
     return UsageError(error.format_message(), hint=hint)
 
 

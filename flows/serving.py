@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _LIMITS = {
 # What would change the answer and is not done; anything else unknown is ignored, as OpenAI's clients expect.
 _NOT_DONE = ("tools", "functions", "logprobs", "response_format", "audio")
 _MOST_STOPS = 16
+_ROLES = ("system", "developer", "user", "assistant")
+_SHOWN = 40  # characters of a value that is not what was expected
 
 
 class Stopped(Exception):
@@ -107,7 +110,7 @@ def chat_request(body: Any) -> Request:
     """What POST /v1/chat/completions asks for. Raises UsageError."""
     messages = _object(body).get("messages")
     if not isinstance(messages, list) or not messages:
-        raise UsageError("messages is missing, expected a list of objects with role and content")
+        raise UsageError(f"{_fault('messages', messages)}, expected a list of objects with role and content")
     turns = [_turn(number, message) for number, message in enumerate(messages)]
     if turns[-1]["role"] != "user":
         raise UsageError(f"the last message is of role {turns[-1]['role']!r}, expected user")
@@ -120,7 +123,7 @@ def completion_request(body: Any) -> Request:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise UsageError("prompt is missing, expected one text")
+        raise UsageError(f"{_fault('prompt', prompt)}, expected one text")
     return _request(body, prompt, (), chat=False)
 
 
@@ -130,15 +133,24 @@ def _object(body: Any) -> Mapping[str, Any]:
     return body
 
 
+def _fault(name: str, value: Any) -> str:
+    """What is wrong with a part of the request that is not what was expected."""
+    if value is None:
+        return f"{name} is missing"
+    if value == []:
+        return f"{name} is empty"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{name} is {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'}"
+
+
 def _turn(number: int, message: Any) -> dict[str, str]:
     where = f"messages[{number}]"
-    if not isinstance(message, dict) or message.get("role") not in (
-        "system",
-        "developer",
-        "user",
-        "assistant",
-    ):
-        raise UsageError(f"{where}: expected a role of system, user or assistant")
+    if not isinstance(message, dict):
+        raise UsageError(f"{_fault(where, message)}, expected an object with role and content")
+    if message.get("role") not in _ROLES:
+        raise UsageError(
+            f"{_fault(f'{where}.role', message.get('role'))}, expected system, user or assistant"
+        )
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
@@ -146,7 +158,7 @@ def _turn(number: int, message: Any) -> dict[str, str]:
             raise UsageError(f"{where}: only text can be read, no images or sound")
         content = "".join(str(part) for part in parts)
     if not isinstance(content, str):
-        raise UsageError(f"{where}: content is missing, expected a text")
+        raise UsageError(f"{_fault(f'{where}.content', content)}, expected a text")
     role = "system" if message["role"] == "developer" else str(message["role"])
     return {"role": role, "content": content}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -100,6 +101,26 @@ def _gguf(
     return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
 
 
+def _not_converted(folder: Path) -> InputError:
+    """The answer to a folder without ONNX files: a checkpoint, one with GGUF files in it, or any other."""
+    inside = sorted(folder.glob("*.gguf"))
+    if inside:
+        return InputError(
+            f"{folder} is a folder with {len(inside)} GGUF files, of which one is to be named",
+            hint=f"for example {shlex.quote(str(inside[0]))}",
+        )
+    if (folder / "config.json").is_file():
+        made = shlex.quote(f"{folder.absolute().name}-Q4_K_M.gguf")
+        return InputError(
+            f"{folder} is a checkpoint, which has to be converted before it can be run",
+            hint=f"kconv to-gguf {shlex.quote(str(folder))} -q q4_k_m, and then kconv run {made}",
+        )
+    return InputError(
+        f"{folder} is a folder without ONNX files; expected a GGUF file or an ONNX folder",
+        hint="give the path of the file, or of the folder that kconv to-onnx made",
+    )
+
+
 def _writes_nothing(path: Path) -> EmbedsOnly:
     return EmbedsOnly(
         f"{path} is an encoder: it embeds texts and writes none",
@@ -130,10 +151,7 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
     from .onnx_folder import holds_onnx, open_onnx
 
     if not holds_onnx(artifact):
-        raise InputError(
-            f"{artifact} is a folder without ONNX files; expected a GGUF file or an ONNX folder",
-            hint=f"convert it first: kconv to-gguf {artifact}",
-        )
+        raise _not_converted(artifact)
     for option, given in (("--front-end", front_end), ("--kv-type", kv_type)):
         if given is not None:
             raise UsageError(

@@ -138,7 +138,7 @@ def test_what_cannot_be_asked_is_refused(model: Path, folder: Path, checkpoint: 
         kconv.generate(model, "\ud800")
     with pytest.raises(InputError, match="the context has room for"):
         kconv.generate(model, "아주 긴 이야기 " * 2000, threads=1)
-    with pytest.raises(InputError, match="a folder without ONNX files"):
+    with pytest.raises(InputError, match="is a checkpoint, which has to be converted"):
         kconv.generate(checkpoint, "a")
     with pytest.raises(UsageError, match="--kv-type is for GGUF files"):
         kconv.generate(folder, "a", kv_type="f32")
