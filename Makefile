@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.kconv-ready
 STAMP := $(VENV)/.kconv-installed
 # On plain Linux: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu (the default brings CUDA).
 TORCH_INDEX ?=
@@ -19,19 +20,35 @@ help: ## show this list
 
 setup: $(STAMP) ## make .venv with kconv (editable), its extras and the test tools
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
+# Python compiles what is used at its first import; compiling all of torch and transformers takes pip half a minute.
+PIP = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+WHEEL_PAGE = $(LLAMA_CPP_WHEELS)/llama-cpp-python$(if $(findstring ://,$(LLAMA_CPP_WHEELS)),/)
+
+# kconv itself, which is all that make demo and make batch need. With wheels of llama-cpp-python pip is asked once.
+$(READY): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kconv needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+ifneq ($(TORCH_INDEX),)
+	$(PIP) --index-url $(TORCH_INDEX) torch
+endif
+ifeq ($(LLAMA_CPP_WHEELS),)
 	@$(BIN)/python tools/install_llama_cpp.py constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PIP) --editable .
+else
+	$(PIP) --find-links $(WHEEL_PAGE) --only-binary llama-cpp-python --editable . || { echo "Has $(WHEEL_PAGE) a wheel of llama-cpp-python for this system? Without LLAMA_CPP_WHEELS it is compiled, in 3 to 10 minutes" >&2; exit 1; }
+	@$(BIN)/python tools/install_llama_cpp.py constraints.txt
+endif
 	@ls quant/_kernels.* >/dev/null 2>&1 || echo "There is no C compiler, so kconv's own kernels were not built: all works, but libggml encodes, many times slower. To have them: apt install gcc; rm $@; make setup"
+	@touch $@
+
+$(STAMP): $(READY)
+	$(PIP) $$($(BIN)/python tools/requirements_of.py test)
 	@mkdir -p .dev/kconv  # mypy finds kconv through these links
 	@ln -sfn ../../package/__init__.py ../../package/__main__.py ../../package/py.typed .dev/kconv/
 	@for room in $$($(BIN)/python tools/rooms.py); do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
-demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, generate text: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
+demo: $(READY) ## convert a small Korean model to f32, q8_0 and q4_0, prove it, generate text: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
 	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
 # Files of tests side by side; JOBS=1 one after the other, TESTS="-k gbst" or a file some of them.

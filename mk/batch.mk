@@ -67,7 +67,7 @@ $(foreach name,$(sort $(batch_names)),$(if $(word 2,$(filter $(name),$(batch_nam
 # is wrong with it. The installation is no reason to convert again (after the bar).
 define batch_rule
 .PRECIOUS: $(batch_out)/$(notdir $1)-$2.gguf
-$(batch_out)/$(notdir $1)-$2.gguf: $(call batch_files,$1) $(if $(wildcard $1/config.json),,batch-refused) | $(STAMP)
+$(batch_out)/$(notdir $1)-$2.gguf: $(call batch_files,$1) $(if $(wildcard $1/config.json),,batch-refused) | $(READY)
 	$$(info kconv to-gguf -q $(call batch_lower,$2) -o $$@ $(batch_proof) $(KCONV_FLAGS) -- $1)@trap : INT TERM HUP; \
 	$(BIN)/kconv to-gguf -q $(call batch_lower,$2) -o '$$@' --force $(batch_proof) $(KCONV_FLAGS) -- '$1'; \
 	code=$$$$?; case $$$$code in 1|130) touch -c -t 198001010000 '$$@';; esac; exit $$$$code
@@ -78,7 +78,7 @@ $(foreach model,$(batch_models),$(foreach type,$(batch_types),$(eval $(call batc
 # -j alone is as many as there are processors. What lies in OUT is overwritten where it is another's.
 batch_jobs = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(if $(filter -j,$(MAKEFLAGS)),$(shell nproc),1))
 
-batch: | $(STAMP)
+batch: | $(READY)
 	@{ printf '%s\n' '[defaults]' $(if $(filter no,$(VERIFY)),'no-verify = true','verify = "$(VERIFY)"') \
 	  "output = '$(batch_out)'" 'types = [' $(foreach type,$(call batch_lower,$(QUANTS)),"'$(type)',") ']'; \
 	printf '[[jobs]]\nsource = %s\n' $(foreach model,$(batch_models),"'$(model)'"); } | \

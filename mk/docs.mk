@@ -14,6 +14,5 @@ docs-serve: docs ## the same at http://127.0.0.1:8000
 
 $(DOCS_STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt \
-		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	$(PIP) $$($(BIN)/python tools/requirements_of.py docs)
 	@touch $@

@@ -33,7 +33,7 @@ def batch(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``make batch`` with the kconv of this environment, installing nothing."""
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
-    command = ["make", "--no-print-directory", f"-j{jobs}", "-o", ".venv/.kconv-installed", "batch"]
+    command = ["make", "--no-print-directory", f"-j{jobs}", "-o", ".venv/.kconv-ready", "batch"]
     command += [f"MODELS={' '.join(map(str, models))}", f"QUANTS={quants}", f"OUT={out}"]
     command += [f"BIN={Path(sys.executable).parent}", f"VERIFY={verify}", f"KCONV_FLAGS={flags}"]
     return subprocess.run(

@@ -37,6 +37,11 @@ PACKAGE = "llama-cpp-python"
 X86_64 = ("AMD64", "x86_64")
 BUILD_TAG = "1avx2"
 """Part of the file's name on x86-64: says what the processor must have."""
+_LEFT_OUT = "set(LLAMA_BUILD_COMMON OFF)\n"
+"""What the wheel does not hold is not compiled: the library of llama.cpp's own programs.
+
+llama-cpp-python forces the option of this name into CMake's cache; a plain variable stands before that.
+"""
 _X86_FLAGS = ("AVX", "AVX2", "FMA", "F16C", "BMI2", "SSE42")
 _X86_OFF = (
     "AVX512",
@@ -90,9 +95,16 @@ def pinned(constraints: Path) -> str:
     return match[1]
 
 
-def cmake_arguments(machine: str) -> list[str]:
-    """What CMake is told for such a machine, so that the wheel does not depend on this one."""
-    common = ["-DGGML_NATIVE=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+def cmake_arguments(machine: str, include: Path) -> list[str]:
+    """What CMake is told for such a machine, so that the wheel does not depend on this one.
+
+    ``include`` is a file of CMake's language that is read right after ``project(llama_cpp)``.
+    """
+    common = [
+        "-DGGML_NATIVE=OFF",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={include.as_posix()}",
+    ]
     if machine not in X86_64:
         return common
     return [
@@ -104,16 +116,20 @@ def cmake_arguments(machine: str) -> list[str]:
 
 def build(version: str, folder: Path, jobs: int) -> Path:
     """A wheel out of PyPI's source, as the compiler here makes it; its path."""
-    environment = {
-        **os.environ,
-        "CMAKE_ARGS": " ".join(cmake_arguments(platform.machine())),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs),
-    }
     command = [
         sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--no-binary", PACKAGE,
         "--wheel-dir", str(folder), f"{PACKAGE}=={version}",
     ]  # fmt: skip
-    if subprocess.run(command, env=environment, check=False).returncode:
+    with tempfile.TemporaryDirectory(prefix="kconv-llama-") as scratch:
+        include = Path(scratch, "left_out.cmake")
+        include.write_text(_LEFT_OUT, "utf-8")
+        environment = {
+            **os.environ,
+            "CMAKE_ARGS": " ".join(cmake_arguments(platform.machine(), include)),
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs),
+        }
+        failed = subprocess.run(command, env=environment, check=False).returncode
+    if failed:
         sys.exit(
             f"pip could not build {PACKAGE} {version}; it needs a C++ compiler (Debian: apt install g++)"
         )
