@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
-from ..converters.kept_choices import kept_choices
+from ..converters.kept_choices import keep_choices, kept_choices
 from ..converters.results import Options, Output
 from ..converters.targets import Target
 from ..core.cores import available_cores
@@ -82,9 +82,13 @@ def with_choices(
             importance = with_codes(importance, model, [w for w in wanted if w[0].name not in SPARED], run)
             lost = prober.having(importance).together([each.formats for each in found])
             found = [each.losing(divergence.mean) for each, divergence in zip(found, lost, strict=True)]
+    choices = [
+        _choice(target.policy.name, model, losses, each) for target, each in zip(wished, found, strict=True)
+    ]
+    if run.work is not None:
+        keep_choices(run.work, choices)
     made = {
-        target.path: _with(target, _choice(target.policy.name, model, losses, each), tensors)
-        for target, each in zip(wished, found, strict=True)
+        target.path: _with(target, choice, tensors) for target, choice in zip(wished, choices, strict=True)
     }
     return [made.get(target.path, target) for target in targets], importance
 
@@ -128,6 +132,7 @@ def _chosen_before(
     """What an ended run for the same files has chosen from the same text, if this one goes on with it."""
     journal = journal_of([path for target in wished for path in target.paths]) if run.resume else None
     kept = {} if journal is None else kept_choices(journal)
+    kept = kept or ({} if run.work is None or not run.resume else kept_choices(run.work))
     asked = {"texts_sha256": digest_of(_texts(options)), "menu": [format.name for format in menu]}
     for target in wished:
         choice = kept.get(target.policy.name)
