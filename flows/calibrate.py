@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def learn(
     What would be refused afterwards is refused before the long pass.
     """
     to_be = importance_to_be(model.tensors)
-    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
+    plan_of = partial(plan_of_target, model, companions, to_be)
+    refuse_impossible(targets, replace(expected, model=model), to_be, options, plan_of, run)
     _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]

@@ -25,6 +25,7 @@ from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
 from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
+from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
 
@@ -66,8 +67,11 @@ def with_choices(
     prober = None
     if known is None:
         assert expected is not None
-        prober = _prober(replace(expected, model=model), tensors, importance, options, run)
-        losses = prober.losses(menu, digest_of(_texts(options)), MIXES * len(wished))
+        expected = replace(expected, model=model)
+        texts = _texts(options)
+        refuse_out_of_reach(wished, tensors, expected, menu, texts, importance, run, calibrated=True)
+        prober = _prober(expected, tensors, importance, options, run)
+        losses = prober.losses(menu, digest_of(texts), MIXES * len(wished))
     else:
         losses = _saved(known, tensors, menu, importance, str(options.chosen.policy))
     chooser = Chooser(tensors, losses, model, plan_of)
@@ -99,12 +103,23 @@ def predicted_of(output: Output) -> float | None:
 
 
 def refuse_impossible(
-    targets: Sequence[Target], model: Model, importance: Importance, options: Options, plan_of: PlanOf
+    targets: Sequence[Target],
+    expected: Expected,
+    importance: Importance,
+    options: Options,
+    plan_of: PlanOf,
+    run: Run,
 ) -> None:
-    """Raise InputError for sizes below what the smallest formats of the menu make, before any long work."""
+    """Raise InputError before any long work: for sizes and losses below what is on the menu, for encoders and
+    for texts the files are proven on. ``importance`` says which tensors will have data.
+    """
+    model = expected.model
     wished = [target for target in targets if target.wish is not None and target.wish.kind != "policy"]
     if not wished:
         return
+    refuse_silent(model, encoder=expected.family.encoder_only)
+    windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
+    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     menu = _menu(options)
     tensors = choosable(model, wished[0].policy)
     sizes = {tensor.name: dict.fromkeys(offered(tensor, menu, importance), 0.0) for tensor in tensors}
@@ -112,14 +127,13 @@ def refuse_impossible(
     for target in wished:
         if target.wish is not None and target.wish.kind != "divergence":
             chooser.choose(target)
+    refuse_out_of_reach(wished, tensors, expected, menu, _texts(options), importance, run, calibrated=False)
 
 
 def _prober(
     expected: Expected, tensors: Sequence[Tensor], importance: Importance | None, options: Options, run: Run
 ) -> Prober:
-    refuse_silent(expected.model, encoder=expected.family.encoder_only)
     windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
-    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     how = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
