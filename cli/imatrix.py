@@ -109,19 +109,6 @@ def command(
     say(f"\nTo use it:\n  {shlex.join(words)}", wrap=False)
 
 
-def _tell_kept(path: Path) -> None:
-    """Say what an interrupted measurement has left."""
-    from ..flows.full_statistics import gathering_folder
-    from .progress import announce
-
-    folder = gathering_folder(path)
-    if folder.is_dir():
-        announce(
-            f"the layers measured so far are kept in {folder}: the same command with --resume goes on behind "
-            "them; delete the folder if you do not want them"
-        )
-
-
 def _made(
     checkpoint: str | Path,
     texts: tuple[Path, ...],
@@ -157,7 +144,6 @@ def _made(
         path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-{kind}.gguf")
         # opened first, so that a folder one may not write to does not cost the pass
         temporary = stack.enter_context(atomic_file(path, force=force))
-        stack.callback(_tell_kept, path)
         collected = stack.enter_context(resumable(path, resume=resume)) if full else None
         activations, arch = gather(
             checkpoint,

@@ -9,13 +9,14 @@ from ..core.errors import KconvError
 from ..core.system_files import synced
 from ..quant.policy_file import Choice, read_choice
 
-_NAMES = "choice-*.toml"
+CHOICES = "choice-*.toml"
+"""The names of the files."""
 
 
 def keep_choices(folder: Path, choices: Iterable[Choice]) -> None:
     """Write them into a journal's folder. Raises OSError."""
     for number, choice in enumerate(choices):
-        path = folder / _NAMES.replace("*", str(number))
+        path = folder / CHOICES.replace("*", str(number))
         path.write_text(choice.to_toml(), encoding="utf-8")
         synced(path)
 
@@ -23,7 +24,7 @@ def keep_choices(folder: Path, choices: Iterable[Choice]) -> None:
 def kept_choices(folder: Path) -> dict[str, Choice]:
     """What lies in a journal's folder, by targets; none where they are damaged."""
     try:
-        found = [read_choice(path) for path in sorted(folder.glob(_NAMES))]
+        found = [read_choice(path) for path in sorted(folder.glob(CHOICES))]
     except (KconvError, OSError):
         return {}
     return {choice.label: choice for choice in found}

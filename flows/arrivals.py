@@ -41,6 +41,14 @@ def leaving_nothing() -> Iterator[None]:
             _FOLDERS.reset(token)
 
 
+T = TypeVar("T")
+
+
+def until_the_end(context: contextlib.AbstractContextManager[T]) -> T:
+    """Enter what is to be left at the end of ``leaving_nothing``."""
+    return _FOLDERS.get().enter_context(context)
+
+
 def arrived(
     source: str | Path | Elsewhere, look: Callable[[Checkpoint, AnyFamily], object], run: Run
 ) -> str | Path | Elsewhere:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
 from .automatic import Known
 from .choose import refuse_impossible
-from .full_statistics import collecting, digest_of, kept_statistics, statistics_path, to_be_optimized
+from .full_statistics import collecting, digest_of, kept_statistics, statistics_path, to_be_optimized, within
 from .importance import measure_activations, named_texts
 from .plan_files import plan_files, plan_of_target
 from .results import Run
@@ -29,15 +29,14 @@ from .resume import journal_of
 
 @dataclass(frozen=True)
 class Calibration:
-    """The importance, and the checkpoint's reading of the ``windows`` the proof will ask for.
+    """The importance, and the checkpoint's readings that are ``known``: of windows the proof will ask for.
 
     Both come from one pass over the weights, however long the texts are. A proof too long to be kept in
-    memory reads for itself: ``windows`` are none then.
+    memory reads for itself, as it does behind a pass that was ended and gone on with.
     """
 
     importance: Importance
-    windows: tuple[Window, ...]
-    reading: Reading
+    known: Known
 
 
 def learn(
@@ -53,7 +52,8 @@ def learn(
     What would be refused afterwards is refused before the long pass.
     """
     to_be = importance_to_be(model.tensors)
-    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
+    plan_of = partial(plan_of_target, model, companions, to_be)
+    refuse_impossible(targets, replace(expected, model=model), to_be, options, plan_of, run)
     _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
@@ -66,7 +66,7 @@ def learn(
     read: Known = {}
     if importance is None:
         calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
-        importance, read = calibration.importance, {calibration.windows: calibration.reading}
+        importance, read = calibration.importance, calibration.known
     return to_be_optimized(importance, options), read
 
 
@@ -91,12 +91,16 @@ def calibrate(
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
     if keep is not None:
-        with collecting(keep) as collected:
+        with within(run.work) if run.work else collecting(keep) as collected:
             activations, reading = measure_activations(expected, named, windows, options, collected=collected)
             collected.write(keep, activations, arch=expected.model.arch, texts=named, force=True)
-        return Calibration(read_importance(keep), windows, reading)
+        return _calibration(read_importance(keep), windows, reading)
     activations, reading = measure_activations(expected, named, windows, options)
-    return Calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
+    return _calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
+
+
+def _calibration(importance: Importance, windows: tuple[Window, ...], reading: Reading | None) -> Calibration:
+    return Calibration(importance, {} if reading is None else {windows: reading})
 
 
 def _learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
-from ..converters.kept_choices import kept_choices
+from ..converters.kept_choices import keep_choices, kept_choices
 from ..converters.results import Options, Output
 from ..converters.targets import Target
 from ..core.cores import available_cores
@@ -25,6 +25,7 @@ from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
 from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
+from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
 
@@ -66,8 +67,11 @@ def with_choices(
     prober = None
     if known is None:
         assert expected is not None
-        prober = _prober(replace(expected, model=model), tensors, importance, options, run)
-        losses = prober.losses(menu, digest_of(_texts(options)), MIXES * len(wished))
+        expected = replace(expected, model=model)
+        texts = _texts(options)
+        refuse_out_of_reach(wished, tensors, expected, menu, texts, importance, run, calibrated=True)
+        prober = _prober(expected, tensors, importance, options, run)
+        losses = prober.losses(menu, digest_of(texts), MIXES * len(wished))
     else:
         losses = _saved(known, tensors, menu, importance, str(options.chosen.policy))
     chooser = Chooser(tensors, losses, model, plan_of)
@@ -82,9 +86,13 @@ def with_choices(
             importance = with_codes(importance, model, [w for w in wanted if w[0].name not in SPARED], run)
             lost = prober.having(importance).together([each.formats for each in found])
             found = [each.losing(divergence.mean) for each, divergence in zip(found, lost, strict=True)]
+    choices = [
+        _choice(target.policy.name, model, losses, each) for target, each in zip(wished, found, strict=True)
+    ]
+    if run.work is not None:
+        keep_choices(run.work, choices)
     made = {
-        target.path: _with(target, _choice(target.policy.name, model, losses, each), tensors)
-        for target, each in zip(wished, found, strict=True)
+        target.path: _with(target, choice, tensors) for target, choice in zip(wished, choices, strict=True)
     }
     return [made.get(target.path, target) for target in targets], importance
 
@@ -95,12 +103,23 @@ def predicted_of(output: Output) -> float | None:
 
 
 def refuse_impossible(
-    targets: Sequence[Target], model: Model, importance: Importance, options: Options, plan_of: PlanOf
+    targets: Sequence[Target],
+    expected: Expected,
+    importance: Importance,
+    options: Options,
+    plan_of: PlanOf,
+    run: Run,
 ) -> None:
-    """Raise InputError for sizes below what the smallest formats of the menu make, before any long work."""
+    """Raise InputError before any long work: for sizes and losses below what is on the menu, for encoders and
+    for texts the files are proven on. ``importance`` says which tensors will have data.
+    """
+    model = expected.model
     wished = [target for target in targets if target.wish is not None and target.wish.kind != "policy"]
     if not wished:
         return
+    refuse_silent(model, encoder=expected.family.encoder_only)
+    windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
+    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     menu = _menu(options)
     tensors = choosable(model, wished[0].policy)
     sizes = {tensor.name: dict.fromkeys(offered(tensor, menu, importance), 0.0) for tensor in tensors}
@@ -108,14 +127,13 @@ def refuse_impossible(
     for target in wished:
         if target.wish is not None and target.wish.kind != "divergence":
             chooser.choose(target)
+    refuse_out_of_reach(wished, tensors, expected, menu, _texts(options), importance, run, calibrated=False)
 
 
 def _prober(
     expected: Expected, tensors: Sequence[Tensor], importance: Importance | None, options: Options, run: Run
 ) -> Prober:
-    refuse_silent(expected.model, encoder=expected.family.encoder_only)
     windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
-    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     how = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
@@ -128,6 +146,7 @@ def _chosen_before(
     """What an ended run for the same files has chosen from the same text, if this one goes on with it."""
     journal = journal_of([path for target in wished for path in target.paths]) if run.resume else None
     kept = {} if journal is None else kept_choices(journal)
+    kept = kept or ({} if run.work is None or not run.resume else kept_choices(run.work))
     asked = {"texts_sha256": digest_of(_texts(options)), "menu": [format.name for format in menu]}
     for target in wished:
         choice = kept.get(target.policy.name)

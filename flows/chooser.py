@@ -47,6 +47,14 @@ class Found:
         return replace(self, predicted=mean, factor=factor)
 
 
+def out_of_reach(wish: Wish, least: float) -> InputError:
+    """What to raise for a target divergence below the ``least`` that can be had."""
+    return InputError(
+        f"no choice loses as little as {wish.value:g} nats: the largest formats of the menu lose {least:.2g}",
+        hint="allow finer ones, for example --menu q4_K,q5_K,q6_K,q8_0,f16, or a larger target",
+    )
+
+
 class Chooser:
     """Chooses among what tensors lose and weigh."""
 
@@ -96,11 +104,7 @@ class Chooser:
             found = least_bytes(items, wish.value / factor)
             if found is None:
                 least = factor * sum(min(each.loss for each in item.candidates) for item in items)
-                raise InputError(
-                    f"no choice loses as little as {wish.value:g} nats: the largest formats of the menu lose "
-                    f"{least:.2g}",
-                    hint="allow finer ones, for example --menu q4_K,q5_K,q6_K,q8_0,f16, or a larger target",
-                )
+                raise out_of_reach(wish, least)
         else:
             found = self._within(target, wish, items)
         return Found(self._formats(found), factor * found.loss, factor)

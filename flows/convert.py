@@ -37,12 +37,13 @@ from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
-from .arrivals import announce_traffic, arrived, leaving_nothing
+from .arrivals import announce_traffic, arrived, leaving_nothing, until_the_end
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import learn
 from .choose import predicted_of, with_choices
 from .finished import tell_converted
 from .full_statistics import given_importance, optimized
+from .kept_work import work_of
 from .observer import UNOBSERVED, Observer
 from .plan_files import plan_files, plan_of_target
 from .results import Conversion, Run, conversion_of
@@ -179,6 +180,7 @@ def convert(
     refuse_idle_keep_wo(model, options)
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
+    run = replace(run, work=until_the_end(work_of(targets, checkpoint, options, run)))
     run.observer.opened(checkpoint.folder, model.arch, parameters(model))
     run.observer.noted(model.notes)
     run.progress("tokenizer", 0, 0)

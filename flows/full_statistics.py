@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ import numpy as np
 
 from ..converters.gguf_plan import FilePlan
 from ..converters.results import Options
-from ..core.claims import claimed_folder
 from ..core.cores import available_cores
-from ..core.errors import EnvironmentProblem, InputError, KconvError
+from ..core.errors import InputError, KconvError
 from ..core.files import refuse_existing
 from ..core.model import Model, Note
 from ..core.scratch import scratch_folder
@@ -29,12 +29,14 @@ from ..quant.full_statistics import HALVES, Member, SiteSums, texts_of, write_st
 from ..quant.ggml import Bytes, Floats
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED, Importance, read_importance, values_of
-from ..quant.optimize import PLAIN, Optimization, refuse_unfit
+from ..quant.optimize import PLAIN, Key, Optimization, Trial, refuse_unfit
 from ..quant.strengths import SAMPLE, STRENGTHS, WIDEST, optimization
 from ..reference.full_statistics import FullGathering
-from ..reference.saved_pass import MARK, Learned, SavedPass
+from ..reference.saved_pass import Learned, SavedPass
 from ..reference.statistics import Squares
 from ..verify.cost import in_words, multiplying_speed
+from .kept_strengths import keeping_strengths, kept_strengths
+from .kept_work import PASS, held_work
 from .results import Run
 
 
@@ -142,31 +144,17 @@ def resumable(path: Path, *, resume: bool) -> Iterator[Collected]:
 
     Without ``resume`` what lies there is discarded. Raises EnvironmentProblem where another run is at work.
     """
-    folder = gathering_folder(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(claimed_folder(folder, _worth_keeping(folder)))
-        except BlockingIOError as error:
-            raise EnvironmentProblem(
-                f"{folder} is in use: another kconv is measuring for {path.name}",
-                hint="wait for it, or name another file with -o",
-            ) from error
-        except OSError as error:
-            raise EnvironmentProblem(f"{folder} cannot be made: {error.strerror}") from error
-        if not resume:
-            for old in folder.iterdir():
-                old.unlink()
+    with held_work(path, resume=resume) as folder:
         yield Collected(folder, stays=True)
 
 
-def gathering_folder(path: Path) -> Path:
-    """Where statistics that will be ``path`` are gathered."""
-    return path.absolute().with_name(f"{path.name}.gathering")
-
-
-def _worth_keeping(folder: Path) -> Callable[[BaseException], bool]:
-    return lambda error: (folder / MARK).is_file()
+@contextlib.contextmanager
+def within(work: Path) -> Iterator[Collected]:
+    """A place to gather in, in the folder a conversion keeps its ``work`` in; gone when all is gathered."""
+    folder = work / PASS
+    folder.mkdir(exist_ok=True)
+    yield Collected(folder, stays=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def statistics_path(output: Path, name: str) -> Path:
@@ -243,17 +231,21 @@ def with_codes(
     """
     assert importance.full is not None
     refuse_unfit(importance.full, model.tensors)
-    known = {} if importance.optimization is None else importance.optimization.trials
-    done = {(name, format) for name, _, format in known}
+    statistics = importance.full
+    known = {} if importance.optimization is None else dict(importance.optimization.trials)
+    before = kept_strengths(run.work, statistics)
+    if len(before.keys() - known.keys()):
+        run.announce(f"resumed: how the codes of {len(before)} matrices are chosen is known already")
+    known = before | known
     wanted = [
-        (tensor, [format for format in formats if (tensor.name, format.name) not in done])
+        (tensor, [format for format in formats if not _is_known(known, tensor, format)])
         for tensor, formats in wanted
     ]
     if known and not any(formats for _, formats in wanted):
-        return importance
+        return replace(importance, optimization=Optimization(statistics, known))
     threads = run.threads or available_cores()
     about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
-    run.announce(f"optimize: codes are chosen by {importance.full.path.name}, about {about}")
+    run.announce(f"optimize: codes are chosen by {statistics.path.name}, about {about}")
 
     def encode(tensor: Tensor, format: Format, rows: Floats, matrix: int) -> Bytes:
         out = np.empty(len(rows) * format.row_bytes(rows.shape[1]), np.uint8)
@@ -262,8 +254,15 @@ def with_codes(
         ggml.encode(format, rows, out, weights, finite=True)
         return out
 
-    found = optimization(importance.full, wanted, encode, threads=threads, progress=run.progress)
+    told = keeping_strengths(run.work, statistics)
+    found = optimization(statistics, wanted, encode, threads=threads, progress=run.progress, told=told)
     return replace(importance, optimization=replace(found, trials={**known, **found.trials}))
+
+
+def _is_known(known: Mapping[Key, Trial], tensor: Tensor, format: Format) -> bool:
+    """Whether it has been found out for every matrix of a tensor."""
+    matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    return all((tensor.name, matrix, format.name) in known for matrix in range(matrices))
 
 
 # Products a second and thread, of a core of a server.

@@ -100,10 +100,11 @@ def measure_activations(
     chunks: int = CHUNKS,
     window: int | None = None,
     collected: Collected | None = None,
-) -> tuple[ActivationSums, Reading]:
+) -> tuple[ActivationSums, Reading | None]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``.
 
-    ``collected`` gathers full statistics meanwhile.
+    ``collected`` gathers full statistics meanwhile. Where it goes on with an ended pass there is no reading:
+    what flowed through the first layers has been seen by another process.
     """
     every = text_windows(expected, list(texts.values()), tokens=None, window=window)
     _refuse_little(sum(len(each.ids) for each in every))
@@ -126,9 +127,12 @@ def measure_activations(
             full.finish(name)
 
     watch = Watch(chosen, frozenset(modules), observe, finished)
-    saved = None if collected is None or windows else collected.saving(_asked(expected, chosen), learned)
+    saved = None
+    if collected is not None and collected.stays:
+        saved = collected.saving(_asked(expected, [*windows, *chosen]), learned)
     if saved is not None and saved.layers:
         options.announce(f"resumed: the first {saved.layers} layers have been measured already")
+    ended = saved is not None and saved.layers > 0
     options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, saved=saved, progress=options.progress
@@ -137,7 +141,8 @@ def measure_activations(
         members = {name: [(place.target, place.expert) for place in modules[name]] for name in modules}
         collected.end(members)
     size = max(len(window.source or window.ids) for window in chosen)
-    return _activations(learned, modules, tuple(texts), len(chosen), size), reading
+    found = _activations(learned, modules, tuple(texts), len(chosen), size)
+    return found, None if ended else reading
 
 
 def _asked(expected: Expected, windows: Sequence[Window]) -> dict[str, Any]:

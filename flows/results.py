@@ -30,7 +30,8 @@ class Run:
     fetched. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
     for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
     read where they lie. ``executor`` writes the weights of GGUF files in tasks of about ``group_bytes`` of
-    the checkpoint (spread.py). ``observer`` is told what becomes known meanwhile.
+    the checkpoint (spread.py). ``observer`` is told what becomes known meanwhile. ``work`` is
+    the folder in which what is measured is kept for a run that goes on (kept_work.py).
     """
 
     force: bool = False
@@ -49,6 +50,7 @@ class Run:
     group_bytes: int | None = None
     observer: Observer = UNOBSERVED
     outlet: Outlet | None = None
+    work: Path | None = None
 
 
 @dataclass(frozen=True)

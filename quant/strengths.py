@@ -57,8 +57,12 @@ def optimization(
     *,
     threads: int,
     progress: Progress = silent,
+    told: Callable[[Mapping[Key, Trial]], None] = lambda trials: None,
 ) -> Optimization:
-    """Find out for each of ``tensors`` how far to trust its statistics in each of its formats."""
+    """Find out for each of ``tensors`` how far to trust its statistics in each of its formats.
+
+    ``told`` is called with what was found of each site, in one thread.
+    """
     work: dict[Site, list[_Member]] = {}
     trials: dict[Key, Trial] = {}
     for tensor, formats in tensors:
@@ -81,6 +85,7 @@ def optimization(
         try:
             for done, future in enumerate(futures, 1):
                 trials |= future.result()
+                told(future.result())
                 progress("optimize", done, len(work))
         except BaseException:
             for future in futures:

@@ -124,7 +124,8 @@ class Reference:
         over the weights of its own, in the memory of two modules, or, ``by_layer``, all go through a layer
         before the next one is read (by_layer.py), in the memory of a layer and 256 MiB of states, with more
         in temporary files; the bits are the same. Tells ``progress("reference", done, total)`` in modules.
-        A pass by layers for a ``watch`` alone can be ``saved``, and begins behind the layers that are.
+        A pass by layers can be ``saved``, and begins behind the layers that are; neither ``watch`` nor the
+        magnitudes learn of these then.
 
         ``layers_of`` need not be among the windows; an encoder's layers come before the decoder's, for the
         positions it computes (fewer than tokens behind a GBST front end). ``watch`` has windows of its own,
@@ -160,7 +161,6 @@ class Reference:
                     stack.enter_context(watching.along(self._model, batch, sizes))
                 yield
 
-        assert saved is None or not kept, "what leaves layers is saved, but nothing of it for windows"
         in_layers = partial(self._by_layer, saved=saved)
         read = in_layers if by_layer and len(batches) > 1 else self._by_batch
         together = [[asked[index] for index in batch] for batch in batches]
