@@ -52,12 +52,8 @@ lint: setup ## ruff, mypy --strict
 
 check: lint test ## ruff, mypy --strict and the tests
 
-bench: setup ## speed and memory against llama.cpp and torch.onnx.export, what is aimed at and what falls short
-	$(BIN)/python bench/bench.py
-	$(BIN)/python bench/every_type.py
-	$(BIN)/python bench/kernels.py
-	$(BIN)/python bench/onnx_folders.py
-	$(BIN)/python bench/summary.py
+bench: setup ## speed and memory against llama.cpp and plain copying: one table of what is aimed at and what falls short
+	$(BIN)/python bench/bench.py $(BENCH)
 
 bench-batch: setup ## 200 small checkpoints by kconv batch, every tenth broken, killed twice: nothing is made twice
 	$(BIN)/python bench/batch.py
