@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import material
 import numpy as np
 
 from kconv.converters.families import family_for
