@@ -52,8 +52,10 @@ demo: $(READY) ## convert a small Korean model to f32, q8_0 and q4_0, prove it, 
 	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
 # Files of tests side by side; JOBS=1 one after the other, TESTS="-k gbst" or a file some of them.
+# STEPS="--only copying,proof" are words for make bench.
 JOBS ?= auto
 TESTS ?=
+STEPS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test: setup ## run the tests, as many side by side as there are processors: JOBS=1, TESTS="-k gbst"
@@ -69,12 +71,8 @@ lint: setup ## ruff, mypy --strict
 
 check: lint test ## ruff, mypy --strict and the tests
 
-bench: setup ## speed and memory against llama.cpp and torch.onnx.export, what is aimed at and what falls short
-	$(BIN)/python bench/bench.py
-	$(BIN)/python bench/every_type.py
-	$(BIN)/python bench/kernels.py
-	$(BIN)/python bench/onnx_folders.py
-	$(BIN)/python bench/summary.py
+bench: setup ## speed and memory against llama.cpp and plain copying: one table of what is aimed at and what falls short
+	$(BIN)/python bench/bench.py $(STEPS)
 
 bench-batch: setup ## 200 small checkpoints by kconv batch, every tenth broken, killed twice: nothing is made twice
 	$(BIN)/python bench/batch.py

@@ -13,7 +13,6 @@ Exit code 1 where a type's bytes are not llama.cpp's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from pathlib import Path
 import material
 import numpy as np
 from memory import Run, measure
+from timing import KCONV, checked, remove, save, workplace
 
-from bench import KCONV, checked, remove
 from kconv.core.gguf_file import GgufHeader, read_header
 from kconv.flows.plan import plan
 from kconv.quant.imatrix_file import ActivationSums, write_imatrix
@@ -97,7 +96,7 @@ class Source:
 
 
 def main() -> int:
-    """Measure, print the tables as they grow, write bench/results/every_type.json."""
+    """Measure, print the tables as they grow, keep them in .dev/bench-results."""
     parser = argparse.ArgumentParser(description="Compare every type with llama_model_quantize.")
     parser.add_argument("types", nargs="*", metavar="TYPE", help="only these")
     parser.add_argument("--small", action="store_true", help="a shape that takes minutes")
@@ -112,16 +111,15 @@ def main() -> int:
     print("| type | million weights | kconv, s | M/s | MiB | llama.cpp, s | M/s | MiB | times | same bytes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|", flush=True)
     rows = []
-    for name in wanted:
-        source = sources[name.startswith(SLOW)]
-        if name in source.types:
-            rows.append(measured(source, name))
-            print(rows[-1].line, flush=True)
-    together = one_read(sources[False].checkpoint)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    report = {"types": [asdict(row) for row in rows], "together": together}
-    (results / "every_type.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    with workplace("every-type") as out:
+        for name in wanted:
+            source = sources[name.startswith(SLOW)]
+            if name in source.types:
+                rows.append(measured(source, name, out))
+                print(rows[-1].line, flush=True)
+                save("every_type", {"types": [asdict(row) for row in rows]})
+        together = one_read(sources[False].checkpoint, out / "together")
+    save("every_type", {"types": [asdict(row) for row in rows], "together": together})
     return 0 if all(row.equal for row in rows) else 1
 
 
@@ -149,9 +147,9 @@ def prepared(shape: material.Shape) -> Source:
     )
 
 
-def measured(source: Source, name: str) -> Row:
+def measured(source: Source, name: str, out: Path) -> Row:
     """One type by both, one after the other."""
-    ours, theirs = (source.f16.with_name(f"every-type-{side}.gguf") for side in ("kconv", "llama-cpp"))
+    ours, theirs = (out / f"{side}.gguf" for side in ("kconv", "llama-cpp"))
     importance = name in source.needing
     words = [KCONV, "quantize", str(source.f16), "-q", name, "-o", str(ours), "--threads", "2"]
     number = str(POLICIES[name].file_type)
@@ -209,9 +207,8 @@ def place(header: GgufHeader, name: str) -> slice:
     return slice(begin, begin + info.nbytes)
 
 
-def one_read(checkpoint: Path) -> dict[str, float]:
+def one_read(checkpoint: Path, out: Path) -> dict[str, float]:
     """Seconds to convert a checkpoint to several types one by one, and all from one read."""
-    out = material.scratch() / "every-type-out"
     seconds = {}
     for types in (*((each,) for each in TOGETHER), TOGETHER):
         words = [KCONV, "to-gguf", str(checkpoint), "-q", ",".join(types), "-o", str(out), "--no-verify"]

@@ -9,14 +9,13 @@ may take 6 GiB and must pass. Exit code 1 when one of these is broken.
 
     python bench/full_size.py [--keep] [NAME]...     NAME: as in CASES
 
-KCONV_SCRATCH (default /tmp/kconv-bench) needs about 35 GB; what was made there is removed at the end.
+KCONV_SCRATCH (default .dev/bench) needs about 35 GB; what was made there is removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ import kogpt
 import material
 from material import Shape
 from memory import Run, measure
+from timing import save
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 MIB = 2**20
@@ -93,10 +93,7 @@ def main(cases: Sequence[Case], check: Callable[[Case], list[Result]], name: str
         results += check(known[checkpoint])
         if not options.keep:
             shutil.rmtree(material.scratch() / checkpoint)
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    text = json.dumps([asdict(result) for result in results], indent=2)
-    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+    save(name, {"results": [asdict(result) for result in results]})
     return 1 if any(result.broken for result in results) else 0
 
 

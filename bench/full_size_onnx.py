@@ -7,7 +7,7 @@ when one of these is broken.
 
     python bench/full_size_onnx.py [--keep] [NAME]...     NAME: as in CASES
 
-KCONV_SCRATCH (default /tmp/kconv-bench) needs about 12 GB; what was made there is removed at the end.
+KCONV_SCRATCH (default .dev/bench) needs about 12 GB; what was made there is removed at the end.
 """
 
 from __future__ import annotations

@@ -5,13 +5,12 @@ llama.cpp, each of which must be the checkpoint's own first choice, up to the fi
 times the RMS difference of the logits. Exit code 1 where one is broken. The tokenizer is the sample's, so
 the vocabulary is small; 30 GB of memory are never needed, one model of 1 to 4 GB is written at a time.
 
-    python bench/full_width.py [NAME]...     NAME: a sample's; KCONV_SCRATCH: default /tmp/kconv-bench
+    python bench/full_width.py [NAME]...     NAME: a sample's; KCONV_SCRATCH: default .dev/bench
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import material
 import numpy as np
 
 from kconv.converters.families import family_for
@@ -104,7 +104,7 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 def main(names: list[str]) -> int:
     """Check the families named, or all; print a table as it grows."""
-    scratch = Path(os.environ.get("KCONV_SCRATCH", "/tmp/kconv-bench")) / "width"
+    scratch = material.scratch() / "width"
     print(
         "| family | width | NMSE GGUF | same GELU | NMSE ONNX | other first choices | greedy tokens | s | |"
     )

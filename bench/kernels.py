@@ -4,16 +4,15 @@ Half a million normal weights, exact in bf16, with and without importance data. 
 turns, so that what else the machine does meets them alike, and the best of several turns counts, in seconds
 of the processor: of one thread, or of the slower of two that encode as much each at the same time.
 
-    python bench/kernels.py [--turns N] [FORMAT]...
+    python bench/kernels.py [--turns N] [--threads 1|2] [--weighed] [FORMAT]...
 
-Prints a table in millions of weights a second and writes bench/results/kernels.json. Exit code 1 where bytes
-differ.
+Prints a table in millions of weights a second and keeps it in .dev/bench-results/kernels.json. Exit code 1
+where bytes differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from kernel_material import blocks, importance, kernel, libggml
+from timing import save
 
 from kconv.quant import native
 from kconv.quant.formats import ENCODABLE, parse_format
@@ -60,15 +60,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="libggml against our kernels.")
     parser.add_argument("formats", nargs="*", type=parse_format)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--threads", type=int, choices=(1, 2), help="only on one thread, or on two")
+    parser.add_argument("--weighed", action="store_true", help="only with importance data")
     options = parser.parse_args()
     sets = native.available_sets()
     rng = np.random.default_rng(0)
     rows = blocks("bf16", rng, ROWS, COLUMNS)
     weights = importance("squares", rng, COLUMNS)
     print(f"\n| format | threads | libggml | {' | '.join(sets)} |\n|---|---:|{'---:|' * (1 + len(sets))}")
-    measured = []
+    measured: list[Speed] = []
+    loads = [os.getloadavg()[0]]
+    ways_to_time = {1: one_thread, 2: two_threads}
+    if options.threads:
+        ways_to_time = {options.threads: ways_to_time[options.threads]}
     for format in options.formats or ENCODABLE:
-        for weighed in (None, weights):
+        for weighed in (weights,) if options.weighed else (None, weights):
             if not all(native.has_kernel(name, format, weighed=weighed is not None) for name in sets):
                 continue
             ways = {LIBGGML: partial(libggml, format, rows, weighed)}
@@ -77,16 +83,14 @@ def main() -> int:
             if not all(np.array_equal(way(), expected) for way in ways.values()):
                 print(f"{format.display}: the bytes differ")
                 return 1
-            for threads, timed in ((1, one_thread), (2, two_threads)):
+            for threads, timed in ways_to_time.items():
                 seconds = best(ways, timed, options.turns)
                 speeds = {name: threads * rows.size / taken / 1e6 for name, taken in seconds.items()}
                 measured.append(Speed(format.display, weighed is not None, threads, speeds))
                 print(measured[-1].row(), flush=True)
+                speeds_so_far = [asdict(speed) for speed in measured]
+                save("kernels", {"load": [*loads, os.getloadavg()[0]], "speeds": speeds_so_far})
     print(f"\nMillions of weights a second; load at the end {os.getloadavg()[0]:.2f}.")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    text = json.dumps([asdict(speed) for speed in measured], indent=2)
-    (results / "kernels.json").write_text(text + "\n", "utf-8")
     return 0
 
 

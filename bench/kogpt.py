@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from material import Shape, byte_level_bpe
+from material import Shape
+from vocabularies import byte_level_bpe
 
 from kconv.converters.samples.weights import random_slabs, write_json
 from kconv.core.tensor import DType

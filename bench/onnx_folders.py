@@ -8,7 +8,7 @@ Running: 42dot's shape (1.44 billion random weights) as f32 and q4_0 folders in 
 GGUF in llama.cpp, two threads each, the same 128 tokens of a prompt and then 64 more, one by one through the
 cache.
 
-    python bench/onnx_folders.py [--repeat N]
+    python bench/onnx_folders.py [--repeat N] [--small]
 
 Memory is private memory (memory.py), watched in a run of its own.
 """
@@ -26,8 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import material
-
-from bench import KCONV, Cost, checked, medians
+from timing import KCONV, Cost, checked, medians, save, workplace
 
 EXPORT = """
 import os, sys, warnings
@@ -116,22 +115,17 @@ class Speed:
 
 
 def main() -> int:
-    """Measure, print two tables, write bench/results/onnx_folders.json."""
+    """Measure, print two tables, keep them in .dev/bench-results."""
     parser = argparse.ArgumentParser(description="How fast ONNX folders are made and run.")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each (default 3)")
-    repeat = parser.parse_args().repeat
-    out = material.scratch() / "onnx-folders"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    costs, speeds = made(out, repeat), ran(out, repeat)
-    shutil.rmtree(out)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    report = {
-        "made": {name: asdict(cost) for name, cost in costs.items()},
-        "ran": {name: asdict(each) for name, each in speeds.items()},
-    }
-    (results / "onnx_folders.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    parser.add_argument("--small", action="store_true", help="run 0.4 billion weights, not 1.4")
+    options = parser.parse_args()
+    with workplace("onnx-folders") as out:
+        costs = made(out, options.repeat)
+        report = {"made": {name: asdict(cost) for name, cost in costs.items()}}
+        save("onnx_folders", report)
+        speeds = ran(out, options.repeat, material.DOT42_SMALL if options.small else material.DOT42_BF16)
+        save("onnx_folders", {**report, "ran": {name: asdict(each) for name, each in speeds.items()}})
     return 0
 
 
@@ -164,9 +158,9 @@ def made(out: Path, repeat: int) -> dict[str, Cost]:
     return costs
 
 
-def ran(out: Path, repeat: int) -> dict[str, Speed]:
+def ran(out: Path, repeat: int, shape: material.Shape) -> dict[str, Speed]:
     """Tokens a second of folders and of the GGUF."""
-    checkpoint, gguf = material.prepared(material.DOT42_BF16), out / "model.gguf"
+    checkpoint, gguf = material.prepared(shape), out / "model.gguf"
     exact = ("-q", "q4_0", "--accuracy-level", "0")
     print(f"\n| prompt of {PROMPT} tokens, then {MORE} | prompt, tokens/s | answer, tokens/s | MiB |")
     print("|---|---:|---:|---:|", flush=True)

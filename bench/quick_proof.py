@@ -7,7 +7,7 @@ may take 1.5 times as long as of the q8_0 file. Children included; of ``--repeat
 
     python bench/quick_proof.py [--keep] [--repeat N] [--no-verify] [NAME]...
 
-KCONV_SCRATCH (default /tmp/kconv-bench) needs 10 GB for the 1.3B shape, 45 GB for that of 8B. Ends with 1
+KCONV_SCRATCH (default .dev/bench) needs 10 GB for the 1.3B shape, 45 GB for that of 8B. Ends with 1
 where a limit is broken.
 """
 

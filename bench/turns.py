@@ -1,11 +1,12 @@
 """The quick proof of this kconv against that of an older one, in turns, so that both meet the same machine.
 
-    git worktree add /tmp/older COMMIT
-    python bench/turns.py /tmp/older [--shape NAME] [--repeat N] [--threads N]
+    python bench/turns.py [OLDER] [--shape NAME] [--repeat N] [--threads N]
 
-A checkpoint of random weights is converted to q8_0 and q4_0 with the quick proof, by either in turn; of each
-the fastest proof counts, in seconds and in those of the processors, children included. Figures are compared
-to four digits, as manifests have them. Writes bench/results/turns.json; 1 where a figure or verdict differs.
+OLDER is a commit, or a folder of kconv with its kernels; by default the last commit before issue 20 (speed)
+was worked on. A commit is unpacked and its kernels are built, into .dev/bench. A checkpoint of random weights
+is converted to q8_0 and q4_0 with the quick proof, by either in turn; of each the fastest proof counts, in
+seconds and in those of the processors, children included. Figures are compared to four digits, as manifests
+have them. Exit code 1 where a figure or verdict differs.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import material
+from timing import ROOT, Results, workplace
 
 TYPES = ("q8_0", "q4_0")
+BEFORE = "2ecedf5"
 LIMIT = 0.6
 SHAPES = {shape.name: shape for shape in (material.DOT42_SMALL, material.DOT42_BF16, material.LLAMA_3_8B)}
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     *("core", "hub", "vocab", "quant", "converters", "reference", "runtimes", "verify", "flows"),
     *("report", "cli"),
@@ -56,40 +59,58 @@ print(json.dumps([*spent, figures]))
 def main() -> int:
     """Measure both, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "older", type=Path, help="a clone or worktree of kconv, with its kernels if it has any"
-    )
+    parser.add_argument("older", nargs="?", default=BEFORE, help=f"a commit or a folder (default {BEFORE})")
     parser.add_argument("--shape", choices=SHAPES, default=material.DOT42_BF16.name)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args()
     checkpoint = material.prepared(SHAPES[asked.shape])
-    loads = [os.getloadavg()]
+    trees = {"this": ROOT, "older": _older(asked.older)}
+    results = Results("proof", small=asked.shape == material.DOT42_SMALL.name)
     best: dict[str, list[float]] = {}
     told: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=material.scratch()) as scratch:
+    with workplace("proof") as scratch:
         for _ in range(asked.repeat):
-            for name, tree in (("this", ROOT), ("older", asked.older)):
-                *spent, told[name] = _proven(tree, checkpoint, Path(scratch), asked.threads)
+            for name, tree in trees.items():
+                *spent, told[name] = _proven(tree, checkpoint, scratch, asked.threads)
                 print(f"{name}: {spent[0]:.1f} s, {spent[1]:.1f} s of the processors", flush=True)
                 best[name] = [min(pair) for pair in zip(spent, best.get(name, spent), strict=True)]
-    loads.append(os.getloadavg())
-    ratios = [
-        {"what": f"{asked.shape}: quick proof, {what}, this / older", "ratio": this / older, "limit": LIMIT}
-        for what, this, older in zip(
-            ("seconds", "processor seconds"), best["this"], best["older"], strict=True
-        )
-    ]
-    for ratio in ratios:
-        print(f"{ratio['what']}: {ratio['ratio']:.2f} (at most {LIMIT})")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "turns.json").write_text(
-        json.dumps({"load": loads, "ratios": ratios}, indent=2) + "\n", "utf-8"
-    )
+            for what, this, older in zip(
+                ("seconds", "processor seconds"), best["this"], best["older"], strict=True
+            ):
+                ratio = f"{asked.shape}: quick proof, {what}, this / {asked.older}"
+                results.aim(ratio, this / older, LIMIT, at_most=True)
     different = _differences(told["this"], told["older"])
-    print("\n".join(different) or "The figures are the same.")
+    for line in different or ["The figures are the same to four digits."]:
+        results.note(line)
+    results.tail()
     return int(bool(different))
+
+
+def _older(named: str) -> Path:
+    """The folder of that name, or that commit unpacked, with its kernels."""
+    if Path(named).is_dir():
+        return Path(named)
+    folder = material.scratch() / f"kconv-{named}"
+    if not (folder / ".complete").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        packed = subprocess.run(["git", "archive", named], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=packed, check=True)
+        _build_kernels(folder)
+        (folder / ".complete").touch()
+    return folder
+
+
+def _build_kernels(folder: Path) -> None:
+    """The C extension, as the folder's pyproject.toml has it, beside its sources."""
+    settings = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))
+    for module in settings["tool"]["setuptools"].get("ext-modules", ()):
+        *package, name = module["name"].split(".")[1:]
+        target = folder.joinpath(*package, name + sysconfig.get_config_var("EXT_SUFFIX"))
+        words = ["cc", "-shared", "-fPIC", "-O3", *module.get("extra-compile-args", ())]
+        words += [f"-I{sysconfig.get_paths()['include']}", *module["sources"], "-o", str(target)]
+        subprocess.run(words, cwd=folder, check=True)
 
 
 def _proven(tree: Path, checkpoint: Path, scratch: Path, threads: int) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..converters.family import AnyFamily, Companion
 from ..converters.hashes import SourceHashes, checkpoint_hashes
@@ -32,24 +33,31 @@ from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance
 from ..quant.wish import wanted
-from ..verify.inputs import Expected
-from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing, until_the_end
-from .automatic import Known, halves_of_types, read_first, wants_halves
-from .calibrate import learn
-from .choose import predicted_of, with_choices
 from .finished import tell_converted
-from .full_statistics import given_importance, optimized
-from .kept_work import work_of
 from .observer import UNOBSERVED, Observer
+from .optional_stages import (
+    codes_optimized,
+    halves_read_first,
+    importance_learned,
+    importance_named,
+    what_is_expected,
+    wishes_fulfilled,
+    work_kept,
+)
 from .plan_files import plan_files, plan_of_target
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
 from .vocab_stage import vocab_of, with_vocab
 from .write import write_targets
+
+if TYPE_CHECKING:
+    from ..verify.inputs import Expected
+    from ..verify.proof import Proof
+    from .automatic import Known
 
 
 def to_gguf(
@@ -170,7 +178,7 @@ def convert(
 ) -> Conversion:
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
-    importance = given_importance(options)
+    importance = importance_named(options)
     run.progress("opening", 0, 0)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
@@ -180,31 +188,27 @@ def convert(
     refuse_idle_keep_wo(model, options)
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
-    run = replace(run, work=until_the_end(work_of(targets, checkpoint, options, run)))
+    run = replace(run, work=until_the_end(work_kept(targets, checkpoint, options, run)))
     run.observer.opened(checkpoint.folder, model.arch, parameters(model))
     run.observer.noted(model.notes)
     run.progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress, run.observer)
-    expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
+    expected = what_is_expected(checkpoint, family, model, tokenizer, options)
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
-    known: Known = {}
-    if expected is not None and wants_halves(model, options):
-        modules = halves_of_types(model, expected, options)
-        known, note = read_first(expected, options.verify, modules, out=False, run=run)
-        if note is not None:
-            model = replace(model, notes=(*model.notes, note))
-            run.observer.noted(model.notes)
-            targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
-    if expected is not None and options.calibrate:
-        importance, learned = learn(expected, model, targets, companions, options, run)
-        known = {**known, **learned}
+    known, note = halves_read_first(expected, model, options, run)
+    if note is not None:
+        model = replace(model, notes=(*model.notes, note))
+        run.observer.noted(model.notes)
+        targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
+    importance, known = importance_learned(
+        importance, known, expected, model, targets, companions, options, run
+    )
     run.progress("planning", 0, 0)
     plan_of = partial(plan_of_target, model, companions, importance)
-    targets, importance = with_choices(targets, expected, model, importance, options, plan_of, run)
+    targets, importance = wishes_fulfilled(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
-    if importance is not None and options.optimize:
-        importance, model = optimized(importance, model, plans, run)
+    importance, model = codes_optimized(importance, model, plans, options, run)
     run.observer.noted(model.notes)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     tell_converted(checkpoint, targets, options, run)
@@ -281,6 +285,7 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
+    from .choose import predicted_of
     from .prove import prove_new_files
 
     with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..converters.family import AnyFamily
 from ..converters.mapping import parameters
@@ -14,10 +14,13 @@ from ..core.checkpoint import Checkpoint
 from ..core.model import Model, Note
 from ..core.outlet import Outlet
 from ..core.progress import Progress, silent
-from ..verify.proof import Proof, Verdict, worst
+from ..verify.findings import Verdict, worst
 from ..vocab.parity import Parity
 from .executor import Executor
 from .observer import UNOBSERVED, Observer
+
+if TYPE_CHECKING:
+    from ..verify.proof import Proof
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 VERSION = "0.3.36"
@@ -33,8 +34,8 @@ class FetchError(Exception):
     """llama.cpp's converter cannot be had; the message says why."""
 
 
-def fetch(target: Path = TARGET, *, offline: bool = False) -> Path:
-    """The folder with convert_hf_to_gguf.py and gguf-py; downloaded unless it is there. Raises FetchError."""
+def fetch(target: Path = TARGET, *, offline: bool = False, wanted: Sequence[str] = WANTED) -> Path:
+    """The folder with what is ``wanted`` of llama.cpp; downloaded unless it is there. Raises FetchError."""
     if _complete(target):
         return target
     if offline:
@@ -45,7 +46,7 @@ def fetch(target: Path = TARGET, *, offline: bool = False) -> Path:
     with tempfile.TemporaryDirectory(prefix=".llama.cpp.", dir=target.parent) as scratch:
         archive = _download(Path(scratch))
         unpacked = Path(scratch) / "unpacked"
-        _unpack(archive, unpacked)
+        _unpack(archive, unpacked, wanted)
         (unpacked / ".fetched").write_text(STAMP, "utf-8")
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -80,7 +81,7 @@ def _download(folder: Path) -> Path:
     return archive
 
 
-def _unpack(archive: Path, target: Path) -> None:
+def _unpack(archive: Path, target: Path, wanted: Sequence[str]) -> None:
     """Unpack the wanted regular files and nothing else: no links, no devices, no path that leaves target."""
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
@@ -88,7 +89,7 @@ def _unpack(archive: Path, target: Path) -> None:
             if not member.isreg() or not path.is_relative_to(PREFIX) or ".." in path.parts:
                 continue
             inner = path.relative_to(PREFIX)
-            if not any(inner.is_relative_to(wanted) for wanted in WANTED):
+            if not any(inner.is_relative_to(each) for each in wanted):
                 continue
             source = tar.extractfile(member)
             assert source is not None  # a regular file has contents
