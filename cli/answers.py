@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..core.language import _
 from .console import emit_json, plural, say, seconds_text, terminal_text
 
 if TYPE_CHECKING:
@@ -53,7 +54,18 @@ def show_answer(answer: Answer, *, as_json: bool, verbose: bool) -> None:
     left = [mask_name(fill.mask) for fill in answer.fills or () if fill.text is None]
     if left:
         say(f"kconv: warning: the model filled in nothing for {', '.join(left)}", err=True)
-    _print_summary(answer, verbose=verbose)
+    if not verbose and not as_json and sys.stderr is not None and sys.stderr.isatty():
+        say(_closing(answer), err=True)
+    else:
+        _print_summary(answer, verbose=verbose)
+
+
+def _closing(answer: Answer) -> str:
+    """``[12.3 tokens/s · 60 of at most 256 tokens]``, as below an answer in a conversation."""
+    rate = _("{rate:.1f} tokens/s · ", rate=answer.rate) if answer.rate else ""
+    amount = _("{count:,} of at most {limit:,} tokens", count=len(answer.ids), limit=answer.limit)
+    ended = _(" · cut off (-n allows more)") if answer.stop_reason == "length" else ""
+    return f"[{rate}{amount}{ended}]"
 
 
 def _print_summary(answer: Answer, *, verbose: bool) -> None:
@@ -62,12 +74,10 @@ def _print_summary(answer: Answer, *, verbose: bool) -> None:
     if answer.stop_reason == "length" and (answer.chat or answer.fills is not None):
         say(f"kconv: stopped after {plural(len(answer.ids), 'token')}; -n allows more", err=True)
     if verbose:
-        after_first = max(0, len(answer.ids) - 1)
-        rate = after_first / answer.seconds if answer.seconds > 0 else 0.0
         prompt_rate = prompt / answer.prompt_seconds if answer.prompt_seconds > 0 else 0.0
         say(
             f"kconv: prompt {plural(prompt, 'token')} in {seconds_text(answer.prompt_seconds)} "
-            f"({prompt_rate:.0f}/s), {plural(len(answer.ids), 'token')} generated ({rate:.1f}/s), "
+            f"({prompt_rate:.0f}/s), {plural(len(answer.ids), 'token')} generated ({answer.rate:.1f}/s), "
             f"ended by {answer.stop_reason}",
             err=True,
         )

@@ -43,7 +43,7 @@ def read_jobs_file(path: Path) -> JobsFile:
     from ..core.input_files import InputFile
 
     if not path.exists():
-        raise InputError(f"{path} does not exist, expected a list of jobs", hint="see kconv batch --help")
+        raise InputError(f"{path} does not exist, expected a list of jobs", hint="see `kconv batch --help`")
     file = InputFile(path)
     if file.size > _LIMIT:
         raise InputError(f"{path} has {file.size:,} bytes, expected at most {_LIMIT:,} for a list of jobs")
@@ -52,7 +52,7 @@ def read_jobs_file(path: Path) -> JobsFile:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
-            hint="give a list of jobs in TOML; see kconv batch --help",
+            hint="give a list of jobs in TOML; see `kconv batch --help`",
         ) from error
     return JobsFile(text, str(path), path.absolute().parent)
 

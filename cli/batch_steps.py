@@ -32,7 +32,7 @@ _NOT_HERE = {
     "json": "pass --json to kconv batch",
     "verbose": "pass --verbose to kconv batch",
     "lang": "pass --lang to kconv batch",
-    "help": "see kconv batch --help",
+    "help": "see `kconv batch --help`",
 }
 _EITHER = (("verify", "no-verify"), ("imatrix", "calibrate"))
 """Options of which a job has one: its own takes the place of the other in [defaults]."""

@@ -9,8 +9,9 @@ import click
 
 from ..core.language import _, phrase
 from ..core.recognition import said
-from .console import emit_json, say, width
+from .console import emit_json, printable, say
 from .errors import ENVIRONMENT
+from .layout import columns, width, wrapped
 from .options import json_option, verbose_option
 from .versions import versions
 
@@ -48,9 +49,9 @@ def command(as_json: bool, verbose: bool) -> None:
             continue
         mark = "" if finding.level == "ok" else f"{finding.level}: "
         name = said(finding.name)
-        say(f"{name}{' ' * (_NAMES - width(name))}{said(mark)}{said(finding.text)}")
+        _say(f"{name}{' ' * (_NAMES - width(name))}{said(mark)}{said(finding.text)}", _NAMES)
         if finding.mend:
-            say(" " * _NAMES + _("to fix it: {mend}", mend=finding.mend))
+            _say(" " * _NAMES + _("to fix it: {mend}", mend=finding.mend), 0)
     broken = [finding.name for finding in findings if finding.level == "broken"]
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings], "broken": broken})
@@ -61,3 +62,8 @@ def command(as_json: bool, verbose: bool) -> None:
     sys.stdout.flush()
     if broken:
         raise click.exceptions.Exit(ENVIRONMENT)
+
+
+def _say(text: str, indent: int) -> None:
+    """A line whose rest stands in the column of the values."""
+    click.echo(wrapped(printable(text), columns(sys.stdout), indent))

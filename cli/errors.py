@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,11 +34,14 @@ from ..core.language import _
 from ..core.recognition import said
 from ..core.system_processes import is_reader_gone
 from .console import emit_json, printable
+from .layout import columns, wrapped
 from .main import INTERRUPTED, SIGNALS, end_at_once
 from .shortage import shortage
 
 ENVIRONMENT, BUG, BROKEN_PIPE = 4, 70, 141
 _IMPATIENCE = 5.0  # seconds in which a second signal means no more than the first
+_COMMAND = re.compile(r"\b(?:kconv|pip|apt|export|iconv|hf) \S")
+"""What one may copy, which line breaks of ours would cut."""
 _struck: list[float] = []  # when signals came that were to end the work
 
 
@@ -112,11 +116,13 @@ def _print(failure: Failure) -> None:
     if failure.exit_code == INTERRUPTED:
         click.echo("\n" + _("kconv: interrupted"), err=True)
         return
+    room = columns(sys.stderr)
     message = printable(said(failure.message), keep=chr(10) + chr(9))
-    click.echo(_("kconv: error: {message}", message=message), err=True)
+    click.echo(wrapped(_("kconv: error: {message}", message=message), room), err=True)
     if failure.hint:
         hint = printable(said(failure.hint), keep=chr(10))
-        click.echo(_("  what to do: {hint}", hint=hint), err=True)
+        text = _("  what to do: {hint}", hint=hint)
+        click.echo(text if _COMMAND.search(hint) else wrapped(text, room), err=True)
 
 
 def check_output_open() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import EnvironmentProblem, UsageError
+from ..core.language import _
 from ..runtimes import KV_TYPES
 from .answers import show_note
 from .console import say, show_log
@@ -171,4 +172,4 @@ def _serve(
         server.should_exit = server.force_exit = True
         thread.join(10)
         forget_interrupt()
-        say("kconv: stopped", err=True)
+        say("\n" + _("kconv: stopped"), err=True)  # below the ^C that a terminal shows

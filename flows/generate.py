@@ -55,7 +55,8 @@ class Answer:
     ``prompt`` is what the model has read, ``chat`` whether it went through the file's chat template.
     ``prompt_seconds`` are those until the first token, ``seconds`` those after it. ``fills`` are what the
     model put in place of each mask, ``completed`` the prompt with these filled in; both are None where no
-    masks were to be filled. ``notes`` are what to know of how the model runs on this machine.
+    masks were to be filled. ``notes`` are what to know of how the model runs on this machine. ``limit`` is the
+    most tokens there could have been.
     """
 
     artifact: Path
@@ -71,6 +72,12 @@ class Answer:
     notes: tuple[Note, ...] = ()
     fills: tuple[Fill, ...] | None = None
     completed: str | None = None
+    limit: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, the first one left out."""
+        return max(0, len(self.ids) - 1) / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -189,7 +196,7 @@ def generate(
             ends=() if asked.masks is None else ending_sentinels(asked.masks, asked.sentinels),
             names=asked.sentinels.names,
         )
-        return _answer(loaded.path, asked, ids, sampling, done, runtime)
+        return _answer(loaded.path, asked, ids, sampling, done, runtime, count)
 
 
 def _checked_options(numbers: Mapping[str, float | None], kv_type: str | None) -> str | None:
@@ -264,6 +271,7 @@ def _answer(
     sampling: Sampling,
     done: Generation,
     runtime: Runtime,
+    limit: int,
 ) -> Answer:
     """All there is to say of what was generated."""
     fills = _fills(runtime, asked, done)
@@ -281,6 +289,7 @@ def _answer(
         notes=runtime.notes,
         fills=fills,
         completed=None if asked.masks is None or fills is None else completed(asked.masks, fills),
+        limit=limit,
     )
 
 

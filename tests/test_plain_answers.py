@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 from command_material import kconv
 from proof_material import passed, proof_text
+from terminal import record, screen
 
 from kconv.cli.proof_text import proof_line
+from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.language import speaking
@@ -18,6 +22,7 @@ from kconv.flows.serving import chat_request, completion_request
 from kconv.verify.proof import Finding, Proof, RuntimePart
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
+KCONV = str(Path(sys.executable).parent / "kconv")
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +117,36 @@ def test_a_file_that_is_not_there_comes_before_the_prompt(tmp_path: Path) -> Non
     done = kconv("run", tmp_path / "nothing.gguf")
     assert done.returncode == 3
     assert "cannot read" in done.stderr
+
+
+def test_in_a_terminal_errors_are_broken_between_words_and_commands_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "a-folder-with-a-long-name-so-that-the-line-is-longer-than-the-terminal"
+    folder.mkdir()
+    made = record([KCONV, "run", str(folder), "-p", "x"], columns=60)
+    lines = screen(made.text, 60)
+    assert made.code == 3
+    assert any(line.rstrip().endswith("to-onnx made") for line in lines)
+    words = " ".join(line.strip() for line in lines)
+    assert "is a folder without ONNX files; expected a GGUF file or an ONNX folder" in words
+    write_sample("42dot", folder / "model")
+    made = record([KCONV, "run", str(folder / "model"), "-p", "x"], columns=60)
+    assert f"kconv to-gguf {folder / 'model'} -q q4_k_m, and then" in made.text  # in one piece, to be copied
+
+
+def test_doctors_values_stand_in_their_column() -> None:
+    made = record([KCONV, "doctor"], columns=60)
+    lines = screen(made.text, 60)
+    at = next(number for number, line in enumerate(lines) if line.startswith("versions"))
+    assert lines[at + 1].startswith(" " * 17)
+    assert not lines[at + 1].startswith(" " * 18)
+
+
+def test_one_answer_ends_with_its_speed_in_a_terminal(checkpoint: Path, tmp_path: Path) -> None:
+    to_gguf(checkpoint, tmp_path / "m.gguf", types=["q8_0"], verify=False)
+    made = record([KCONV, "run", str(tmp_path / "m.gguf"), "-p", "서울", "-n", "5"])
+    last = screen(made.text, 80)[-2:]
+    assert re.search(
+        r"\[[\d.]+ tokens/s · 5 of at most 5 tokens · cut off \(-n allows more\)\]", "".join(last)
+    )
+    done = kconv("run", tmp_path / "m.gguf", "-p", "서울", "-n", "5")
+    assert "tokens/s" not in done.stdout + done.stderr
