@@ -130,6 +130,24 @@ def test_version_of_libggml_is_what_the_library_says() -> None:
     assert libggml_version() == library.ggml_version().decode()
 
 
+def test_version_of_libggml_without_a_number_in_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kconv.cli.versions import libggml_version
+    from kconv.quant.ggml import library_path
+
+    expected = libggml_version()
+    package = tmp_path / "llama_cpp"  # as wheels of tools/build_llama_wheels.py have it
+    (package / "lib").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    name, real = library_path().name, library_path().resolve()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    assert libggml_version() == "unknown"
+    (package / "lib" / name).symlink_to(real)
+    assert libggml_version() == expected
+
+
 def test_shells_can_complete_commands_and_options() -> None:
     def completed(words: str) -> str:
         environment = {
