@@ -43,6 +43,7 @@ Examples:
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx
   kconv to-onnx ./KEByT5-base -q f32 --verify full
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --layout transformers.js -o 42dot-web
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --imatrix 42dot-statistics.gguf --optimize
 """
 
 
@@ -114,6 +115,18 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     help="Scope of the proof: quick compares a few hundred tokens, full a few thousand.  [default: quick]",
 )
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
+@click.option(
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    help="Full statistics of this model's inputs, from kconv imatrix --full: what --optimize chooses by.",
+)
+@click.option(
+    "--optimize",
+    is_flag=True,
+    help="Choose the codes of q4_0 and q8_0 so that errors cancel for the inputs measured, as kconv to-gguf "
+    "does: same size, less loss. Needs --imatrix.",
+)
 @chat_template_option
 @drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
@@ -135,6 +148,8 @@ def command(
     scope: str | None,
     no_verify: bool,
     allow_nan: bool,
+    imatrix: Path | None,
+    optimize: bool,
     chat_template: str | None,
     resume: bool,
     rehash: bool,
@@ -161,6 +176,8 @@ def command(
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
+        "imatrix": imatrix,
+        "optimize": optimize,
         "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "resume": resume,

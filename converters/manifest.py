@@ -80,7 +80,7 @@ def common_part(
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": [_companion(beside) for beside in companions],
-        "importance": None if importance is None else _importance(importance),
+        "importance": None if importance is None else importance_part(importance),
         "proof": {"verdict": "not run", "tokens": parity.to_json()},
     }
 
@@ -98,7 +98,8 @@ def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile
     }
 
 
-def _importance(importance: Importance) -> dict[str, Any]:
+def importance_part(importance: Importance) -> dict[str, Any]:
+    """What a manifest says of the data that weights were weighed with, and by which codes were chosen."""
     return {
         "file": importance.source or None,
         "sha256": importance.sha256 or None,
@@ -138,7 +139,7 @@ def requantized_part(
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),
-        "importance": None if importance is None else _importance(importance),
+        "importance": None if importance is None else importance_part(importance),
         "proof": {"verdict": "not run"},
     }
 

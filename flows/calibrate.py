@@ -67,7 +67,7 @@ def learn(
     if importance is None:
         calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
         importance, read = calibration.importance, calibration.known
-    return to_be_optimized(importance, options), read
+    return to_be_optimized(importance, optimize=options.optimize), read
 
 
 def calibrate(

@@ -182,15 +182,15 @@ def given_importance(options: Options) -> Importance | None:
     Raises InputError for files that cannot be read or do not do.
     """
     found = None if options.imatrix is None else read_importance(options.imatrix)
-    return None if found is None else to_be_optimized(found, options)
+    return None if found is None else to_be_optimized(found, optimize=options.optimize)
 
 
-def to_be_optimized(importance: Importance, options: Options) -> Importance:
+def to_be_optimized(importance: Importance, *, optimize: bool) -> Importance:
     """The same; where codes are to be chosen, marked: files say that they are, though not yet how.
 
     Raises InputError where there are no correlations to choose by.
     """
-    if not options.optimize:
+    if not optimize:
         return importance
     if importance.full is None:
         raise InputError(
@@ -219,7 +219,7 @@ def optimized(
         key: trial for key, trial in importance.optimization.trials.items() if (key[0], key[2]) in keys
     }
     found = replace(importance.optimization, trials=of_files)
-    return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+    return replace(importance, optimization=found), replace(model, notes=(*model.notes, note_of(found)))
 
 
 def with_codes(
@@ -283,7 +283,8 @@ def _products(model: Model, wanted: Sequence[tuple[Tensor, Sequence[Format]]]) -
     return total
 
 
-def _note(found: Optimization) -> Note:
+def note_of(found: Optimization) -> Note:
+    """What users are told of it."""
     chosen = [trial.ratio for trial in found.trials.values() if trial.strength != PLAIN]
     if not chosen:
         return Note(

@@ -50,6 +50,7 @@ from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
 from .folder_card import with_card
 from .observer import UNOBSERVED, Observer
+from .onnx_codes import codes_of, read_statistics, statistics_of
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -81,6 +82,8 @@ def to_onnx(
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     observer: Observer = UNOBSERVED,
     stream: bool = False,
+    imatrix: str | Path | None = None,
+    optimize: bool = False,
     card: Callable[[Path], str] | None = None,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
@@ -93,8 +96,10 @@ def to_onnx(
     transformers.js and standard otherwise. ``accuracy_level`` is onnxruntime's for quantized matrices: 4
     rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
-    and ``stream`` are as of ``to_gguf``. ``card`` makes the README.md of the finished folder, which becomes
-    one of its files; without it there is none. Raises KconvError of all kinds; a failed proof raises nothing.
+    and ``stream`` are as of ``to_gguf``. With ``optimize`` the codes of q4_0 and q8_0 are chosen by the full
+    statistics in the file ``imatrix``: the blocks are those of such a GGUF. ``card`` makes the README.md of
+    the finished folder, which becomes one of its files; without it there is none. Raises KconvError of
+    all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     wanted = (parse_type(type), parse_layout(layout))
@@ -106,6 +111,9 @@ def to_onnx(
         drop_extra_tokens,
         flavour_for(wanted[1], flavour),
     )
+    if imatrix is not None or optimize:
+        options = replace(options, statistics=statistics_of(imatrix, optimize=optimize))
+    importance = read_statistics(options.statistics, options.type)
     _check_surroundings(options, proven=scope != "off")
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     run = replace(run, observer=observer)
@@ -132,6 +140,9 @@ def to_onnx(
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             observer.noted(model.notes)
             files = beside(planned)
+    codes = codes_of(importance, model, family, checkpoint, planned.chosen.formats, run)
+    if codes is not None:
+        model, planned = replace(model, notes=(*model.notes, codes.note)), replace(planned, codes=codes)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off", card=card)
     made([planned.folder])

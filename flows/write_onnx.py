@@ -14,7 +14,7 @@ from ..converters.card import general_metadata, licence_notice
 from ..converters.done_pieces import read_done
 from ..converters.hashes import SourceFile, checkpoint_hashes
 from ..converters.journal import JournalFolder, fingerprint, source_stamps
-from ..converters.manifest import manifest_json, source_part, versions
+from ..converters.manifest import importance_part, manifest_json, source_part, versions
 from ..converters.mapping import parameters
 from ..converters.onnx.folder import SideFiles
 from ..converters.onnx.formats import OnnxFormats
@@ -30,6 +30,7 @@ from ..core.model import Model, Note
 from ..runtimes.onnx_folder import least_of
 from .artifacts import README
 from .folder_card import card_and_manifest
+from .onnx_codes import Codes
 from .results import OnnxConversion, Run
 from .resume import find_kept, hold_to, is_published, journaled_folder, not_as_written
 
@@ -39,12 +40,16 @@ WeightFiles = Mapping[str, Mapping[str, Graph]]
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be written and where; ``graph_files`` are names and how many files of weights each has."""
+    """What is to be written and where; ``graph_files`` are names and how many files of weights each has.
+
+    ``codes`` say how those of quantized matrices are chosen, if they are.
+    """
 
     chosen: OnnxFormats
     folder: Path
     graphs: Mapping[str, Graph]
     graph_files: Mapping[str, int]
+    codes: Codes | None = None
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -88,7 +93,7 @@ def write_folder(
     run.observer.writing([planned.chosen.type])
     path, source = planned.folder.resolve(), checkpoint_hashes(checkpoint, rehash=run.rehash)
     files = planned.weight_files(options)
-    identity = functools.cache(partial(_identity, files, options))
+    identity = functools.cache(partial(_identity, files, options, planned.codes))
     stamps = source_stamps(source.sources)
     kept = find_kept([path], identity, stamps, run)
     hold_to(kept, checkpoint.stream, [path])
@@ -103,7 +108,7 @@ def write_folder(
 
     with journaled_folder(path, kept, content, run, mark=MANIFEST, proven=proven) as (folder, journal):
         with source as hashes:
-            notes += _write_graphs(files, folder, options, journal, run, checkpoint.stream)
+            notes += _write_graphs(files, folder, options, journal, run, checkpoint.stream, planned.codes)
             sources = hashes.result(run.progress)
         run.progress("completing", 0, 0)
         for name, side in beside.contents.items():
@@ -115,7 +120,7 @@ def write_folder(
             _file_entry(folder, name, size, hashed=name not in data) for name, size in made.files.items()
         ]
         least = least_of([folder / name for name in planned.graph_files])
-        text = _manifest(checkpoint, model, made, options, sources, written, planned.tensors, least)
+        text = _manifest(checkpoint, model, made, options, sources, written, planned, least)
         (folder / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
         if card is not None and not proven and (texts := card_and_manifest(folder, card, run.announce)):
             for name, side in texts.items():
@@ -148,7 +153,7 @@ def _made(
     )
 
 
-def _identity(files: WeightFiles, options: OnnxOptions) -> dict[str, Any]:
+def _identity(files: WeightFiles, options: OnnxOptions, codes: Codes | None) -> dict[str, Any]:
     """The fingerprint of what is to be written."""
     from ..converters.onnx.writer import plan_onnx
 
@@ -156,6 +161,7 @@ def _identity(files: WeightFiles, options: OnnxOptions) -> dict[str, Any]:
     for data, graphs in files.items():
         plan, protos = plan_onnx(graphs, Path(data).name)
         layouts += [(proto, plan.nbytes) for proto in protos.values()]
+    layouts += [] if codes is None else [(codes.identity(), 0)]
     return fingerprint(layouts, allow_nan=options.allow_nan, packages=("onnx",))
 
 
@@ -166,6 +172,7 @@ def _write_graphs(
     journal: JournalFolder,
     run: Run,
     stream: Stream | None,
+    codes: Codes | None,
 ) -> list[Note]:
     """Graphs and their weights; returns what there is to say of the weights."""
     from ..converters.onnx.writer import Journaled, write_onnx  # which needs the onnx package
@@ -183,6 +190,7 @@ def _write_graphs(
             journaled=Journaled(journal, f"{number}-", run.announce),
             progress=run.progress,
             stream=stream,
+            importance=None if codes is None else codes.by_source,
         )
         notes += written.notes
     return notes
@@ -212,7 +220,7 @@ def _manifest(
     options: OnnxOptions,
     sources: Sequence[SourceFile],
     written: Sequence[Mapping[str, Any]],
-    tensors: Mapping[str, str],
+    planned: Planned,
     least: str,
 ) -> str:
     return manifest_json(
@@ -231,7 +239,8 @@ def _manifest(
             "versions": versions(("onnx",)),
             "notes": [asdict(note) for note in made.notes],
             "proof": {"verdict": "not run"},
-            "tensors": dict(tensors),
+            "tensors": planned.tensors,
+            **({} if planned.codes is None else {"importance": importance_part(planned.codes.importance)}),
         }
     )
 

@@ -32,7 +32,8 @@ from .weight_errors import Compared, join_rows, rows_where
 
 LARGER = 1.6
 """Times the error of plain encoding a tensor may have."""
-_PLAIN_CODES = 64  # one code of so many may be further away where importance data alone chose it
+PLAIN_CODES = 64
+"""One code of so many may be further away where importance data alone chose it."""
 
 
 def says_chosen(metadata: Mapping[str, Any]) -> bool:
@@ -53,7 +54,7 @@ class Chosen:
         if compared.same or layout_of(format) is None:
             return compared
         away = steps_away(format, weights, stored)
-        allowed = 0 if name in self.tensors else weights.shape[1] // _PLAIN_CODES
+        allowed = 0 if name in self.tensors else weights.shape[1] // PLAIN_CODES
         beyond = rows_where((away > 1).sum(axis=1) > allowed, first)
         return replace(compared, far=join_rows([compared.far, beyond]))
 

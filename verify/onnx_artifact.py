@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.family import AnyFamily
-from ..converters.recorded import RecordedFile
+from ..converters.recorded import RecordedFile, read_manifest
 from ..core.checkpoint import Checkpoint
 from ..core.errors import ChildDied, MappingError
 from ..core.language import Phrase, phrase
@@ -32,7 +32,9 @@ from .gates import gate_for, judge
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Figures, Shares
+from .onnx_codes import codes_of_folder
 from .onnx_encoder import check_encoder_folder
+from .onnx_graphs import is_own
 from .onnx_parts import check_folder_settings, check_folder_tokens
 from .onnx_recomputed import check_folder_runtime
 from .onnx_weights import check_folder_weights
@@ -108,12 +110,14 @@ class OnnxArtifact:
 
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """What the folder has under names of the checkpoint."""
+        manifest = read_manifest(self.path) if is_own(self.folder) else None
         return check_folder_weights(
             self.folder,
             expected.checkpoint,
             expected.family,
             threads=options.threads,
             progress=options.progress,
+            codes=codes_of_folder(self.path, manifest, expected.family, expected.checkpoint, expected.model),
         )
 
     def computed(

@@ -23,16 +23,20 @@ from ..core.input_files import InputFile, quoted
 from ..core.language import phrase
 from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
-from ..quant.encoders import Encoder
+from ..quant.encoders import Encoder, encoder_of
 from ..quant.formats import BF16, F16, F32, FORMATS, Q8_0, Format
 from ..quant.ggml import Bytes, Floats, dequantize, widened
+from ..quant.importance import Importance
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_blocks import Scaled
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
+from .chosen_codes import LARGER
+from .onnx_codes import FolderCodes, bounded
 from .onnx_graphs import is_own, with_todays
 from .onnx_matched import Match, matches_of
+from .onnx_rounding import nearest_scaled, rounded_in_blocks
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
@@ -50,7 +54,8 @@ class Pair:
     """A tensor of the checkpoint, and what it is in the folder.
 
     ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation; ``block`` columns
-    share a scale, or all, as ``scaled`` says (0 and None: they are floats).
+    share a scale, or all, as ``scaled`` says (0 and None: they are floats). ``chosen``: its codes were chosen
+    by statistics nobody has here.
     """
 
     tensor: Tensor
@@ -59,6 +64,7 @@ class Pair:
     stored: Tensor | None = None
     block: int = 0
     scaled: Scaled | None = None
+    chosen: bool = False
 
 
 def check_folder_weights(
@@ -68,8 +74,11 @@ def check_folder_weights(
     *,
     threads: int,
     progress: Progress = silent,
+    codes: FolderCodes | None = None,
 ) -> WeightsPart:
     """Compare what the folder has under names of the checkpoint; ``not run`` where it has none of them.
+
+    ``codes`` say how those of its quantized matrices were chosen, if they were.
 
     What kconv has written holds every weight under such a name, and nothing else; others keep some of the
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
@@ -86,7 +95,10 @@ def check_folder_weights(
     findings += _one_sided(folder, checkpoint, family)
     if not pairs and not findings:
         return WeightsPart("not run")
-    return _part(pairs, findings, threads, progress)
+    importance = None if codes is None else codes.importance
+    if codes is not None and importance is None:
+        pairs = [replace(pair, chosen=len(pair.parts) > 1) for pair in pairs]
+    return _part(pairs, findings, threads, progress, importance)
 
 
 def _of_others(
@@ -121,11 +133,15 @@ def _of_others(
     return replace(part, verdict=verdict_of(findings), findings=findings, not_compared=len(missing))
 
 
-def _part(pairs: Sequence[Pair], findings: list[Finding], threads: int, progress: Progress) -> WeightsPart:
-    errors = [
-        _error(pair, compared)
-        for pair, compared in zip(pairs, _compare(pairs, threads, progress), strict=True)
-    ]
+def _part(
+    pairs: Sequence[Pair],
+    findings: list[Finding],
+    threads: int,
+    progress: Progress,
+    importance: Importance | None = None,
+) -> WeightsPart:
+    every = _compare(pairs, threads, progress, importance)
+    errors = [_error(pair, compared) for pair, compared in zip(pairs, every, strict=True)]
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
     if len(wrong) > _MOST:
@@ -179,13 +195,15 @@ def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
     )
 
 
-def _compare(pairs: Sequence[Pair], threads: int, progress: Progress) -> list[Compared]:
+def _compare(
+    pairs: Sequence[Pair], threads: int, progress: Progress, importance: Importance | None
+) -> list[Compared]:
     files = {part.path: InputFile(part.path) for pair in pairs for part in pair.parts}
     results: dict[Piece, Compared] = {}
 
     def work(rows: Piece, scratch: Scratch) -> int:
         pair = pairs[rows.index]
-        results[rows] = _compare_piece(pair, files, rows, scratch)
+        results[rows] = _compare_piece(pair, files, rows, scratch, importance)
         return pair.tensor.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
 
     tensors = [pair.tensor for pair in pairs]
@@ -197,13 +215,22 @@ def _compare(pairs: Sequence[Pair], threads: int, progress: Progress) -> list[Co
     return [total(compared for _, compared in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
-def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
+def _compare_piece(
+    pair: Pair,
+    files: Mapping[Path, InputFile],
+    rows: Piece,
+    scratch: Scratch,
+    importance: Importance | None,
+) -> Compared:
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     source = tensor.read(rows.start, rows.stop)
     formats = (F32,) if pair.block or pair.scaled else (F32, format)
-    slab = Encoder(formats, kernels="none").encode(source, tensor.dtype, scratch)
+    encoder = Encoder(formats, kernels="none")
+    if importance is not None:
+        encoder = encoder_of(tensor, formats, importance)
+    slab = encoder.encode(source, tensor.dtype, scratch, rows.start)
     weights = slab.data[0].view(np.float32).reshape(shape)
     if pair.scaled is not None:
         right = nearest_scaled(weights, pair.scaled, slice(rows.start, rows.stop), tensor.shape)
@@ -217,7 +244,12 @@ def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scr
         raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
         ours = weights_of(pair, raw, shape)
     ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
-    return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
+    compared = measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
+    if not pair.chosen:
+        return compared
+    scales = np.frombuffer(raw[1], _WHOLE[pair.parts[1].element][1]).reshape(shape[0], -1)
+    least = -128 if format == Q8_0 else -8
+    return bounded(compared, weights, ours, scales.astype(np.float32), least, rows.start)
 
 
 def _bytes(values: Floats) -> Bytes:
@@ -261,36 +293,12 @@ def _state(pair: Pair, compared: Compared) -> TensorState:
     if compared.same:
         return "identical"
     own = compared.own
-    if not (pair.block or pair.scaled) or own is None or compared.not_finite:
+    if not (pair.block or pair.scaled or pair.chosen) or own is None or compared.not_finite:
         return "differs"
     error, slope = compared.stored.error, compared.stored.slope
-    near = error <= _LARGER * own.error and abs(slope - 1) <= _SLOPE + own.error**2
+    larger = LARGER if pair.chosen else _LARGER
+    near = error <= larger * own.error and abs(slope - 1) <= _SLOPE + own.error**2
     return "within" if near and not compared.far.count else "differs"
-
-
-def rounded_in_blocks(weights: Floats, size: int, bits: int) -> Floats:
-    """``weights`` (rows, columns) as the nearest of so many numbers between the ends of each block."""
-    rows, columns = weights.shape
-    padded = np.pad(weights, ((0, 0), (0, -columns % size))).reshape(rows, -1, size)
-    least, most = np.minimum(padded.min(-1, keepdims=True), 0), np.maximum(padded.max(-1, keepdims=True), 0)
-    step = (most - least) / ((1 << bits) - 1)
-    with np.errstate(all="ignore"):
-        codes = np.where(step > 0, np.rint((padded - least) / step), 0)
-    made: Floats = (codes * step + least).reshape(rows, -1)[:, :columns].astype(np.float32)
-    return made
-
-
-def nearest_scaled(weights: Floats, scaled: Scaled, rows: slice, shape: tuple[int, ...]) -> Floats:
-    """``weights``, some rows of a tensor of that shape, as the nearest numbers its scales allow."""
-    turned = scaled.numbers.shape != shape or scaled.scale.size not in (1, shape[1])
-    scale, zero = scaled.scale, scaled.zero
-    if turned:
-        scale, zero = (each if each.size == 1 else each[rows, None] for each in (scale, zero))
-    least = 0 if scaled.numbers.element == _UINT8 else -128
-    with np.errstate(all="ignore"):
-        codes = np.clip(np.rint(weights / scale) + zero, least, least + 255)
-    made: Floats = ((codes - zero) * scale).astype(np.float32)
-    return made
 
 
 def _format_of(match: Match) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .flavours import STANDARD, Flavour, parse_flavour
@@ -11,8 +11,9 @@ from .folder import Layout
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What the caller asked for."""
+    """What the caller asked for; ``statistics`` is a file that codes are chosen by."""
 
+    statistics: str | None = field(default=None, kw_only=True)
     type: str
     layout: Layout
     accuracy_level: int
@@ -24,7 +25,9 @@ class OnnxOptions:
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; a flavour is new to manifests, and that without one is the standard."""
         flavour = {} if self.flavour == STANDARD else {"flavour": self.flavour.name}
+        chosen = {} if self.statistics is None else {"imatrix": self.statistics, "optimize": True}
         return {
+            **chosen,
             "type": self.type,
             "layout": self.layout.name,
             **flavour,

@@ -26,7 +26,8 @@ from ...core.room import check_room
 from ...core.system_files import begin_to_sync, bytes_on_disk, open_to_read, open_to_write, write_at
 from ...core.tensor import Array
 from ...quant import native
-from ...quant.encoders import Encoder
+from ...quant.encoders import encoder_of
+from ...quant.importance import Importance
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
 from ..bad_weights import has_bad_weights
@@ -89,6 +90,7 @@ def write_onnx(
     journaled: Journaled | None = None,
     progress: Progress = silent,
     stream: Stream | None = None,
+    importance: Importance | None = None,
 ) -> Written:
     """Write ``graphs``, by file name, and their weights into ``folder``, which must be there.
 
@@ -115,7 +117,7 @@ def write_onnx(
             name = f"{journaled.prefix}{new_mark()}"
             journal = stack.enter_context(Journal(journaled.folder, name, [path], stream))
         left = [piece for piece in pieces if piece not in sound]
-        _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream)
+        _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream, importance)
     for name, data in protos.items():
         with explained(folder / name):
             (folder / name).write_bytes(data)
@@ -194,6 +196,7 @@ def _write_data(
     journal: Journal | None,
     progress: Progress,
     stream: Stream | None,
+    importance: Importance | None,
 ) -> None:
     """Write these pieces; the file is made, or goes on as it is."""
     with explained(path):
@@ -204,7 +207,8 @@ def _write_data(
             weight = plan.weights[rows.index]
             tensor, check = weight.tensor, 0
             source = tensor.read(rows.start, rows.stop)
-            slab = Encoder([weight.format]).encode(source, tensor.dtype, scratch)
+            encoder = encoder_of(tensor, [weight.format], importance)
+            slab = encoder.encode(source, tensor.dtype, scratch, rows.start)
             if has_bad_weights(slab, tensor, rows, allow_nan=allow_nan):
                 harmed.add(tensor.name)
             for (offset, _), data in zip(_places(plan, rows), _parts(weight, slab.data[0]), strict=True):
