@@ -48,9 +48,15 @@ def measure(
     ) as process:
         sampler = _Sampler(process.pid, interval)
         sampler.start()
-        stdout, stderr = process.communicate()
-        seconds = time.perf_counter() - begun
-        sampler.stop()
+        try:
+            stdout, stderr = process.communicate()
+            seconds = time.perf_counter() - begun
+        except BaseException:  # interrupted: the command must not go on and write into what is removed now
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            sampler.stop()
     # The kernel adds the counters of a child to its parent's when the parent has waited for it.
     return Run(
         seconds, sampler.peak, _written() - before, sampler.samples, process.returncode, stdout, stderr

@@ -115,7 +115,7 @@ class _Reader:
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self._metadata.get(PREFIX + name)
-        if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        if isinstance(value, tuple) and _are(value, str):
             return value
         if value is not None:
             self.fault(PREFIX + name, "a list of texts", value)
@@ -123,7 +123,7 @@ class _Reader:
 
     def numbers(self, name: str) -> tuple[float, ...]:
         value = self._metadata.get(PREFIX + name)
-        if isinstance(value, tuple) and all(type(item) in (float, int) for item in value):
+        if isinstance(value, tuple) and _are(value, float, int):
             return value
         if value is not None:
             self.fault(PREFIX + name, "a list of numbers", value)
@@ -134,7 +134,7 @@ class _Reader:
         value = self._metadata.get(PREFIX + name)
         if isinstance(value, bytes):
             return value
-        if isinstance(value, tuple) and all(type(item) is int and -128 <= item < 256 for item in value):
+        if isinstance(value, tuple) and _are(value, int) and all(-128 <= item < 256 for item in value):
             return bytes(item & 0xFF for item in value)
         if value is not None:
             self.fault(PREFIX + name, "a list of bytes", value)
@@ -145,14 +145,15 @@ class _Reader:
         value = self._metadata.get(key)
         if value is None:
             return (TokenType.NORMAL,) * tokens
-        if not isinstance(value, tuple) or not all(type(item) is int for item in value):
+        if not isinstance(value, tuple) or not _are(value, int):
             self.fault(key, "a list of whole numbers", value)
             return (TokenType.NORMAL,) * tokens
         known = {int(kind): kind for kind in TokenType}
-        strange = next((at for at, item in enumerate(value) if item not in known), None)
-        if strange is not None:
-            self.fault(key, "numbers from 1 to 6", f"{value[strange]} for token {strange}")
-        return tuple(known.get(item, TokenType.UNUSED) for item in value)
+        if strange := set(value) - known.keys():
+            at = next(place for place, item in enumerate(value) if item in strange)
+            self.fault(key, "numbers from 1 to 6", f"{value[at]} for token {at}")
+            known |= dict.fromkeys(strange, TokenType.UNUSED)
+        return tuple(map(known.__getitem__, value))
 
     def special(self, model: str, pre: str, tokens: int) -> dict[str, int]:
         """Ids by role: the file's where it lies within the vocabulary, else llama.cpp's own."""
@@ -169,3 +170,8 @@ class _Reader:
             elif value < tokens:
                 ids[_OLD_ROLES.get(name, name)] = value
         return ids
+
+
+def _are(values: tuple[Any, ...], *types: type) -> bool:
+    """Whether all are of just these types; a hundred thousand tokens are looked at more than once."""
+    return set(map(type, values)) <= {*types}
