@@ -101,6 +101,13 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     "versions, GPUs, browsers, onnxruntime-genai).  [default: contrib for transformers.js, else standard]",
 )
 @click.option(
+    "--activations",
+    default="f32",
+    metavar="TYPE",
+    help="What flows through the graph, and the cache: f32, or f16 for GPUs, in decoders of the types f16, "
+    "q8_0 and q4_0. onnxruntime on x86 computes f16 in F32, so it is slower there.  [default: f32]",
+)
+@click.option(
     "--accuracy-level",
     type=click.IntRange(0, 4),
     default=4,
@@ -144,6 +151,7 @@ def command(
     type_name: str,
     layout: str,
     flavour: str | None,
+    activations: str,
     accuracy_level: int,
     scope: str | None,
     no_verify: bool,
@@ -173,6 +181,7 @@ def command(
         "type": type_name,
         "layout": layout,
         "flavour": flavour,
+        "activations": activations,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,

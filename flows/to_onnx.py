@@ -18,8 +18,8 @@ from ..converters.onnx.folder import SideFiles, collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
 from ..converters.onnx.genai import with_genai
 from ..converters.onnx.graphs import graphs_of
-from ..converters.onnx.options import OnnxOptions, flavour_for
-from ..converters.onnx.page import with_page
+from ..converters.onnx.options import OnnxOptions, flavour_for, parse_activations
+from ..converters.onnx.page import DTYPES, with_page
 from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
@@ -68,6 +68,7 @@ def to_onnx(
     type: str = AUTO,
     layout: str = "optimum",
     flavour: str | None = None,
+    activations: str = "f32",
     accuracy_level: int = 4,
     allow_nan: bool = False,
     chat_template: str | None = None,
@@ -94,7 +95,9 @@ def to_onnx(
     ``layout`` is whose names the files have, optimum's or transformers.js's. ``flavour`` is whose operators
     the graphs have, standard (ONNX's of opset 23) or contrib (onnxruntime's own); None is contrib for
     transformers.js and standard otherwise. ``accuracy_level`` is onnxruntime's for quantized matrices: 4
-    rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower. ``activations`` is
+    the type of what flows and of the cache: f32, or f16, for GPUs, in decoders of the types f16, q8_0 and
+    q4_0 (auto is f16 then).
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
     and ``stream`` are as of ``to_gguf``. With ``optimize`` the codes of q4_0 and q8_0 are chosen by the full
     statistics in the file ``imatrix``: the blocks are those of such a GGUF. ``card`` makes the README.md of
@@ -110,6 +113,7 @@ def to_onnx(
         chat_template,
         drop_extra_tokens,
         flavour_for(wanted[1], flavour),
+        parse_activations(activations),
     )
     if imatrix is not None or optimize:
         options = replace(options, statistics=statistics_of(imatrix, optimize=optimize))
@@ -132,7 +136,7 @@ def to_onnx(
     files = beside(planned)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
-    if expected is not None and (options.type, planned.chosen.type) == (AUTO, "f16"):
+    if expected is not None and (options.type, planned.chosen.name) == (AUTO, "f16"):
         halves = [name for name, format in planned.chosen.formats.items() if format == F16]
         modules = halves_by_source(halves, family, checkpoint)
         known, note = read_first(expected, scope, modules, out=True, run=run)
@@ -161,7 +165,7 @@ def to_onnx(
 
 
 def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:
-    """``<name>-<TYPE>-ONNX``, for a type that is not auto."""
+    """``<name>-<TYPE>-ONNX``, for a type (``OnnxFormats.name``) that is not auto."""
     return f"{checkpoint_name(checkpoint)}-{type.upper()}-ONNX"
 
 
@@ -193,8 +197,8 @@ def _plan(
     run: Run,
 ) -> Planned:
     """The folder of that type, which must be free."""
-    chosen = choose_onnx_formats(family, checkpoint, model, type)
-    folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
+    chosen = choose_onnx_formats(family, checkpoint, model, type, halves=options.halves)
+    folder = into / onnx_folder_name(checkpoint, chosen.name) if output is None else Path(output)
     if run.resume and not run.force and not kept_for([folder.resolve()]):
         wanted = of_checkpoint(checkpoint, options.to_manifest(), scope, packages=("onnx",))
         tell_made([Made(folder, chosen.type, ())], wanted)
@@ -207,8 +211,9 @@ def _plan(
         options.accuracy_level,
         merged=options.layout.merged,
         flavour=options.flavour,
+        halves=options.halves,
     )
-    names = [options.layout.graph_path(name, chosen.type) for name in graphs]
+    names = [options.layout.graph_path(name, chosen.name) for name in graphs]
     return Planned(chosen, folder, graphs, dict.fromkeys(names, 1))
 
 
@@ -224,10 +229,11 @@ def _side_files(
         planned.graph_files,
         options.chat_template,
         drop_extra_tokens=options.drop_extra_tokens,
+        halves=DTYPES[planned.chosen.name] if options.halves else None,
     )
     files = with_genai(files, model, planned.graphs, options.layout)
     name = checkpoint_name(checkpoint)
-    return with_page(files, planned.graphs, options.layout, planned.chosen.type, name)
+    return with_page(files, planned.graphs, options.layout, planned.chosen.name, name)
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:

@@ -65,8 +65,8 @@ class Planned:
         """The graphs that share each file of weights."""
         together: dict[str, dict[str, Graph]] = {}
         for name, graph in self.graphs.items():
-            path = Path(options.layout.graph_path(name, self.chosen.type))
-            data = options.layout.data_path(name, self.chosen.type)
+            path = Path(options.layout.graph_path(name, self.chosen.name))
+            data = options.layout.data_path(name, self.chosen.name)
             together.setdefault(data, {})[path.name] = graph
         return together
 

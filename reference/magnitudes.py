@@ -1,4 +1,5 @@
-"""How large numbers get in the fp32 reference: the largest magnitude into and out of every matrix.
+"""How large numbers get in the fp32 reference: the largest magnitude into and out of every matrix, and into
+every norm, before which lies the sum of all that layers have added.
 
 Half precision ends at 65,504, and models as they were trained pass it. Whether they do can be seen only here:
 onnxruntime on x86 computes FLOAT16 in float32, and there nothing overflows.
@@ -29,6 +30,9 @@ Floats = npt.NDArray[np.float32]
 
 HEAD = ""
 """The name of the output matrix among the modules, whatever transformers calls it."""
+
+_ROWS = 3
+"""Axes at most of hidden states: windows, positions, columns."""
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -113,7 +117,7 @@ class Magnitudes:
                     lengths = [target for _, target in sizes]
                     note = partial(self._note_experts, name, batch)
                     stack.enter_context(observed_products(module, lengths, note))
-                elif _is_matrix(module):
+                elif _is_matrix(module) or _is_norm(module):
                     lengths = [source if reads_source(name) else target for source, target in sizes]
                     hook = partial(self._hook, name, batch, lengths)
                     stack.callback(module.register_forward_hook(hook).remove)
@@ -136,6 +140,10 @@ class Magnitudes:
         output: Any,
     ) -> None:
         if rests(module):
+            return
+        if not _is_matrix(module):
+            if args and args[0].ndim <= _ROWS:  # not the norm of every head by itself
+                self._note(name, False, batch, lengths, args[0])
             return
         made = output[0] if isinstance(output, tuple) else output  # of a router the logits
         self._note(name, False, batch, lengths, args[0])
@@ -175,6 +183,11 @@ def _is_matrix(module: torch.nn.Module) -> bool:
 
     weight = module._parameters.get("weight")
     return weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    """Whether rows are divided by their own size, as transformers' classes are named."""
+    return type(module).__name__.endswith("Norm")
 
 
 def _peak(values: Floats) -> float:

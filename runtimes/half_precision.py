@@ -80,7 +80,8 @@ class Extreme:
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """What flows through the ``matrices`` (how many) of a file that compute in half precision.
+    """What flows through the ``matrices`` (how many) of a file that compute in half precision, and into its
+    norms where all that flows is in halves.
 
     ``into`` and ``out`` are the largest magnitudes of all; ``out`` None where it is not rounded. ``near`` are
     those from a quarter of half precision's range on, the largest of each matrix and way, largest first.
@@ -154,7 +155,8 @@ def flowing(modules: Modules, flows: Mapping[str, Flow], *, out: bool) -> HalfPr
     leaving = [_extreme(name, "out of", flow.out) for name, flow in found.items()] if out else []
     both = sorted((*entering, *leaving), key=lambda each: -each.value)
     near = tuple(each for each in both if each.value >= NEAR)
-    return HalfPrecision(len(found), _largest(entering), _largest(leaving) if out else None, near)
+    matrices = sum(flow.out != Peak() for flow in found.values())  # nothing is gathered of what norms give
+    return HalfPrecision(matrices, _largest(entering), _largest(leaving) if out else None, near)
 
 
 def _with_all_experts(own: Sequence[str], flows: Mapping[str, Flow]) -> Sequence[str]:

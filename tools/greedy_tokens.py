@@ -53,7 +53,9 @@ def by_onnxruntime(graphs: Path, ids: list[int], count: int, *, causal: bool) ->
     import onnxruntime
 
     def session(name: str) -> Any:
-        return onnxruntime.InferenceSession(next(graphs.glob(f"{name}*.onnx")))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(next(graphs.glob(f"{name}*.onnx")), options)
 
     given, made = {}, ids
     if not causal:

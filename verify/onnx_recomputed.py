@@ -119,7 +119,7 @@ def check_folder_runtime(
     computed = recomputation.compute(window, inputs, logits, options.progress, free=free)
     if not own:  # what was not seen to be multiplied may be multiplied otherwise
         computed = replace(computed, unused=())
-    halves = not own and any(level & HALF for _, level in tapped.values())
+    halves = any(level & HALF for _, level in tapped.values())
     limit = LIMIT_IN_HALVES if halves else LIMIT
     part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime", limit=limit)
     return part, sample_of(computed, logits)

@@ -178,7 +178,7 @@ def counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) ->
         return _misshapen(name, tensor, whole)
     if blocks is None or scales is None:
         return None
-    if len(tensor.shape) == 2 and (blocks.element, scales.element) == (_UINT8, _FLOAT):
+    if len(tensor.shape) == 2 and blocks.element == _UINT8 and scales.element in _WHOLE:
         for format in (FORMATS["q4_0"], Q8_0):
             if tensor.shape[1] % format.block_size:
                 continue
@@ -270,7 +270,9 @@ def weights_of(pair: Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Floa
         return stored.astype(np.float32).reshape(shape)
     blocks = shape[1] // pair.format.block_size
     numbers = np.frombuffer(raw[0], np.uint8).reshape(shape[0], blocks, -1)
-    scales = np.frombuffer(raw[1], "<f4").astype(np.float32).reshape(shape[0], blocks)
+    scales = (
+        np.frombuffer(raw[1], _WHOLE[pair.parts[1].element][1]).astype(np.float32).reshape(shape[0], blocks)
+    )
     return unpacked(pair.format, Packed(numbers, scales))
 
 

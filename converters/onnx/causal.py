@@ -92,7 +92,7 @@ def begin_sinusoidal(
     angles = _angles(graph, places, graph.constant(frequencies.astype(np.float32)))
     waves = graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
     scaled = graph.op("Mul", rows, graph.number(factor))
-    return _placed(graph, scaled, waves, table), positions
+    return _placed(graph, scaled, graph.flowing(waves), table), positions
 
 
 def begin_alibi(graph: Graph, table: str, slopes: Array) -> tuple[str, Positions]:
@@ -129,7 +129,7 @@ def _turns(graph: Graph, places: str, rope: Rope) -> tuple[str, str]:
     stretch = rope.stretch
     if stretch is None or stretch.attention == 1:
         return cosines, sines
-    factor = graph.number(stretch.attention)
+    factor = graph.number(stretch.attention, Element.FLOAT)
     return graph.op("Mul", cosines, factor), graph.op("Mul", sines, factor)
 
 
@@ -156,7 +156,8 @@ def _frequencies(graph: Graph, places: str, rope: Rope) -> str:
 
 def with_rope(graph: Graph, positions: Positions, rope: Rope) -> Positions:
     """The same for layers that turn so."""
-    return graph.flavour.turned(graph, positions, *_turns(graph, positions.places, rope))
+    turns = (graph.flowing(each) for each in _turns(graph, positions.places, rope))
+    return graph.flavour.turned(graph, positions, *turns)
 
 
 def with_window(graph: Graph, positions: Positions, window: int) -> Positions:
@@ -167,7 +168,7 @@ def with_window(graph: Graph, positions: Positions, window: int) -> Positions:
 def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows: Mapping[str, str]) -> str:
     """Attention of one layer with its cache, of ``rows`` q, k and v; returns rows (n, heads * size)."""
     shape = (BATCH, heads.keys, PAST, heads.size)
-    past = [graph.input(f"past_key_values.{layer}.{each}", Element.FLOAT, shape) for each in ("key", "value")]
+    past = [graph.input(f"past_key_values.{layer}.{each}", graph.flow, shape) for each in ("key", "value")]
     present = [f"present.{layer}.{each}" for each in ("key", "value")]
     values = {name: graph.op("Reshape", each, positions.lengths) for name, each in rows.items()}
     query, key = values["q"], values["k"]
@@ -177,7 +178,7 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     given = Given(query, key, values["v"], past, present)
     attended = graph.flavour.attended(graph, given, positions, heads)
     for name in present:
-        graph.output(name, Element.FLOAT, (BATCH, heads.keys, TOTAL, heads.size))
+        graph.output(name, graph.flow, (BATCH, heads.keys, TOTAL, heads.size))
     return graph.op("Reshape", attended, graph.integers(-1, heads.queries * heads.size))
 
 
@@ -197,9 +198,9 @@ def end(
     bias: str | None = None,
     cap: float | None = None,
 ) -> None:
-    """The logits ``(batch, length, vocabulary)``, the first output; ``cap`` as of ``Heads``."""
+    """The logits ``(batch, length, vocabulary)``, FLOAT, the first output; ``cap`` as of ``Heads``."""
     rows = graph.flavour.restored(graph, rows, positions)
-    logits = softcapped(graph, graph.linear(rows, head, bias), cap)
+    logits = graph.exact(softcapped(graph, graph.linear(rows, head, bias), cap))
     graph.op("Reshape", logits, positions.lengths, name="logits")
     graph.output("logits", Element.FLOAT, (BATCH, LENGTH, graph.tensors[head].shape[0]))
     graph.outputs.insert(0, graph.outputs.pop())

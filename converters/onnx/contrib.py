@@ -52,7 +52,7 @@ class Contrib:
 
         The WASM that browsers load for WebGPU has no GatherBlockQuantized on the CPU (onnxruntime-web 1.31).
         """
-        numbers = graph.cast(graph.op("Gather", blocks, ids), Element.FLOAT)
+        numbers = graph.cast(graph.op("Gather", blocks, ids), graph.flow)
         if bits(format) == 4:  # two in a byte, the first in the low half
             high = graph.op("Floor", graph.op("Mul", numbers, graph.number(1 / 16)))
             low = graph.op("Sub", numbers, graph.op("Mul", high, graph.number(16.0)))
@@ -105,8 +105,11 @@ class Contrib:
     def sloped(self, graph: Graph, positions: Positions, slopes: Array) -> Positions:
         """``attention_bias`` of GroupQueryAttention, which not every provider takes.
 
-        Keys further back lose more; what all keys of a query lose alike, softmax takes no notice of.
+        Keys further back lose more; what all keys of a query lose alike, softmax takes no notice of. In half
+        precision such common numbers would cost the small ones beside them, so each query counts from itself.
         """
+        if graph.flow != Element.FLOAT:
+            return replace(positions, mask=_falling(graph, positions, slopes))
         one = graph.number(1, Element.INT64)
         total = graph.cast(positions.total, Element.INT64)
         keys = graph.cast(graph.op("Range", graph.op("Sub", one, total), one, one), Element.FLOAT)
@@ -176,6 +179,23 @@ def _is_sum(graph: Graph, rows: str) -> bool:
     made = next((node for node in reversed(graph.nodes) if rows in node.outputs), None)
     fixed = graph.weights.keys() | graph.constants.keys()
     return made is not None and made.kind == "Add" and fixed.isdisjoint(made.inputs)
+
+
+def _falling(graph: Graph, positions: Positions, slopes: Array) -> str:
+    """What scores lose by the distance of each key before its query ``(batch, heads, length, total)``."""
+    length = graph.op("Squeeze", graph.op("Shape", positions.places, start=1))
+    begins = graph.op("Sub", graph.cast(positions.last, Element.INT64), graph.op("Sub", length, _one(graph)))
+    begins = graph.op("Unsqueeze", begins, graph.integers(1, 2, 3))
+    queries = graph.op("Unsqueeze", _range(graph, length), graph.integers(1))
+    keys = _range(graph, graph.cast(positions.total, Element.INT64))
+    since = graph.op("Sub", graph.op("Sub", keys, queries), begins)  # above 0: behind the query, not seen
+    since = graph.cast(graph.op("Min", since, graph.number(0, Element.INT64)), Element.FLOAT)
+    factors = graph.constant(slopes.astype(np.float32).reshape(1, -1, 1, 1))
+    return graph.flowing(graph.op("Mul", since, factors))
+
+
+def _one(graph: Graph) -> str:
+    return graph.number(1, Element.INT64)
 
 
 def _range(graph: Graph, count: str) -> str:

@@ -15,10 +15,11 @@ def experts(
     expert; ``normed``: the weights of the chosen add to 1. An expert computes the rows it was chosen for, and
     no others. A *slot* is one of the ``n * used`` pairs of a row and an expert.
     """
-    odds = graph.op("Softmax", linear(graph, rows, f"{place}.gate"), axis=-1)
+    odds = graph.op("Softmax", graph.exact(linear(graph, rows, f"{place}.gate")), axis=-1)
     weights, chosen = graph.ops("TopK", odds, graph.integers(used), outputs=(None, None), axis=-1)
     if normed:
         weights = graph.op("Div", weights, graph.op("ReduceSum", weights, graph.integers(1)))
+    weights = graph.flowing(weights)
     flat = graph.op("Reshape", chosen, graph.integers(-1))
     slots, made = [], []
     for expert in range(count):

@@ -64,7 +64,7 @@ class Flavour(Protocol):
         ...
 
     def looked_up(self, graph: Graph, ids: str, blocks: str, scales: str, format: Format) -> str:
-        """The rows ``ids`` of a packed table (quant/onnx_packing.py): ``(*ids, hidden)``, FLOAT."""
+        """The rows ``ids`` of a packed table (quant/onnx_packing.py): ``(*ids, hidden)``."""
         ...
 
     def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:

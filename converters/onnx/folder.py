@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UsageError
@@ -34,10 +35,10 @@ from .trimmed import trimmed_files
 class Layout:
     """How a folder is divided.
 
-    ``folder`` is where the graphs lie, ``suffixes`` are added to their names by type. ``data_name`` is the
-    file of weights all graphs share; without one each has its own. ``merged``: one decoder does what the
-    decoders with and without a cache do elsewhere. ``flavour`` is whose operators graphs have unless another
-    is asked for: browsers compute those of contrib on the GPU.
+    ``folder`` is where the graphs lie, ``suffixes`` are added to their names by ``OnnxFormats.name``.
+    ``data_name`` is the file of weights all graphs share; without one each has its own. ``merged``: one
+    decoder does what the decoders with and without a cache do elsewhere. ``flavour`` is whose operators
+    graphs have unless another is asked for: browsers compute those of contrib on the GPU.
     """
 
     name: str
@@ -66,7 +67,12 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             Layout(
                 "transformers.js",
                 "onnx",
-                MappingProxyType({"f16": "_fp16", "q8_0": "_quantized", "q4_0": "_q4"}),
+                MappingProxyType(
+                    {
+                        **{"f16": "_fp16", "q8_0": "_quantized", "q4_0": "_q4"},
+                        **{"f16-f16": "_fp16", "q8_0-f16": "_quantized", "q4_0-f16": "_q4f16"},
+                    }
+                ),
                 merged=True,
                 flavour=CONTRIB,
             ),
@@ -119,11 +125,13 @@ def collect_side_files(
     chat_template: str | None = None,
     *,
     drop_extra_tokens: bool = False,
+    halves: str | None = None,
 ) -> SideFiles:
     """The configuration, tokenizer and licence files of a folder.
 
     ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
-    the weights of each lie; ``chat_template`` and ``drop_extra_tokens`` are as of ``to_gguf``. What need not
+    the weights of each lie; ``chat_template`` and ``drop_extra_tokens`` are as of ``to_gguf``. ``halves`` is
+    Transformers.js's name of a type whose cache is FLOAT16, which older ones have to be told. What need not
     change is copied byte for byte; links out of the checkpoint (``stays_with``) are left out, and where a
     chat template may come from one, it too. Raises CheckpointError and VocabError for files that cannot be
     read, UsageError for an unknown chat template.
@@ -145,7 +153,9 @@ def collect_side_files(
     notes += vocab_notes
     contents |= configurations(checkpoint, model, context, vocab, notes)
     if layout.name == "transformers.js":
-        settings = {"use_external_data_format": _by_file_name(graphs)}
+        settings: dict[str, Any] = {"use_external_data_format": _by_file_name(graphs)}
+        if halves is not None:
+            settings["kv_cache_dtype"] = {halves: "float16"}
         config = json.loads(contents[CONFIG] or b"")
         contents[CONFIG] = as_json({**config, "transformers.js_config": settings})
     trimmed = trimmed_files(checkpoint, rows) if drop_extra_tokens else {}

@@ -3,7 +3,8 @@
 Values are names, as in ONNX itself. A family's description calls ``op`` for each operator and ``linear``,
 ``weight`` and ``embedding`` where the checkpoint's tensors come in; in what format those are stored, the
 graph knows and the description need not. Positions travel as rows: hidden states are
-``(batch * length, hidden)`` but where attention needs ``(batch, length, hidden)``. What flows is FLOAT.
+``(batch * length, hidden)`` but where attention needs ``(batch, length, hidden)``. What flows is FLOAT, or
+FLOAT16 where ``halves`` are asked for; angles, routers and logits are FLOAT always.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class Graph:
     ``tensors`` are those the description may ask for, by the checkpoint's names; ``formats`` says how each is
     stored (F32 where it says nothing): what is multiplied or looked up F32, F16, Q8_0 or Q4_0, all else F32.
     ``accuracy_level`` is MatMulNBits's: 0 keeps the activations, 4 makes whole numbers of them first.
-    ``flavour`` decides which operators norms, rotations and attention become.
+    ``flavour`` decides which operators norms, rotations and attention become. ``halves``: what flows and the
+    cache are FLOAT16, and what is F32 is made so.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class Graph:
         accuracy_level: int = 0,
         *,
         flavour: Flavour,
+        halves: bool = False,
     ) -> None:
         self.name = name
+        self.flow = Element.FLOAT16 if halves else Element.FLOAT
         self.tensors = tensors
         self.formats = formats
         self.accuracy_level = accuracy_level
@@ -176,7 +180,7 @@ class Graph:
 
     @property
     def foreign(self) -> list[str]:
-        """Values made by operators whose results ONNX cannot tell the type of; they are FLOAT."""
+        """Values made by operators whose results ONNX cannot tell the type of: that of what flows."""
         results = {each.name for each in self.outputs}
         nodes = (node for node in self.nodes if node.domain == MICROSOFT or node.kind == SIMPLIFIED)
         return [name for node in nodes for name in node.outputs if name and name not in results]
@@ -202,27 +206,39 @@ class Graph:
         """A vector of int64, as shapes and axes are given."""
         return self.constant(np.array(values, np.int64))
 
-    def number(self, value: float, element: Element = Element.FLOAT) -> str:
-        """A scalar."""
-        return self.constant(np.array(value, element.storage))
+    def number(self, value: float, element: Element | None = None) -> str:
+        """A scalar, of the type of what flows unless another is named."""
+        return self.constant(np.array(value, (self.flow if element is None else element).storage))
 
     def cast(self, value: str, element: Element) -> str:
         """``value`` in another type."""
         return self.op("Cast", value, to=int(element))
 
+    def flowing(self, exact: str) -> str:
+        """A FLOAT value in the type of what flows."""
+        return exact if self.flow == Element.FLOAT else self.cast(exact, self.flow)
+
+    def exact(self, flowing: str) -> str:
+        """A value of what flows as FLOAT."""
+        return flowing if self.flow == Element.FLOAT else self.cast(flowing, Element.FLOAT)
+
     def weight(self, name: str) -> str:
-        """The checkpoint's tensor of that name, F32 or F16, as an initializer; KeyError if there is none."""
-        return self._stored(name, self._whole(name)).parts[0].name
+        """The checkpoint's tensor of that name, F32 or F16, as an initializer; KeyError if there is none.
+
+        What is F32 becomes what flows.
+        """
+        (held,) = self._stored(name, self._whole(name)).parts
+        return self.flowing(held.name) if held.element == Element.FLOAT else held.name
 
     def linear(self, rows: str, matrix: str, bias: str | None = None) -> str:
-        """``rows`` (n, in) times the transposed ``matrix`` (out, in), plus ``bias`` (out,): (n, out), FLOAT.
+        """``rows`` (n, in) times the transposed ``matrix`` (out, in), plus ``bias`` (out,): (n, out).
 
         ``matrix`` and ``bias`` are names in the checkpoint, whose rows stay as they lie there. A matrix
         stored as F16 computes in FLOAT16, one in blocks of whole numbers by MatMulNBits.
         """
         format = self.formats.get(matrix, F32)
         addend = None if bias is None else self.weight(bias)
-        if format == F32:
+        if format == F32 or (format == F16 and self.flow == Element.FLOAT16):
             held = self.weight(matrix)
             if matrix in self._tables:  # quantize_dynamic turns a Gemm's weights over where they lie
                 held = self.op("Identity", held)
@@ -246,12 +262,16 @@ class Graph:
         return self.ops("MatMulNBits", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
 
     def embedding(self, ids: str, table: str) -> str:
-        """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
+        """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``."""
         format = self.formats.get(table, F32)
         self._tables.add(table)
         if format in _OF_FORMAT:
             embedded = self.op("Gather", self.weight(table), ids)
-            return self.cast(embedded, Element.FLOAT) if format == F16 else embedded
+            return (
+                self.cast(embedded, Element.FLOAT)
+                if format == F16 and self.flow != Element.FLOAT16
+                else embedded
+            )
         shape = packed_shapes(format, self.tensors[table].shape).table
         blocks, scales = (each.name for each in self._stored(table, self._in_blocks(table, shape)).parts)
         return self.flavour.looked_up(self, ids, blocks, scales, format)
@@ -268,7 +288,7 @@ class Graph:
         scales = packed_shapes(self.formats[name], self.tensors[name].shape).scales
         return (
             Declared(f"{name}.blocks", Element.UINT8, shape),
-            Declared(f"{name}.scales", Element.FLOAT, scales),
+            Declared(f"{name}.scales", self.flow, scales),
         )
 
 

@@ -21,10 +21,12 @@ def graphs_of(
     *,
     merged: bool = False,
     flavour: Flavour = STANDARD,
+    halves: bool = False,
 ) -> dict[str, Graph]:
     """The graphs by their files' names, of a checkpoint ``build`` took for ONNX; see ``GraphRequest``."""
     assert family.graphs is not None
     facts = family.read(checkpoint.config)
     flags = family.flags(facts, checkpoint)
     checkpoint = replace(checkpoint, tensors=family.upright(checkpoint.tensors))
-    return family.graphs(GraphRequest(checkpoint, facts, flags, formats, accuracy_level, merged, flavour))
+    request = GraphRequest(checkpoint, facts, flags, formats, accuracy_level, merged, flavour, halves)
+    return family.graphs(request)

@@ -8,7 +8,7 @@ from .graph import Element, Graph
 
 
 def additive_mask(graph: Graph, mask: str) -> str:
-    """``mask (batch, keys)``, 0 for padding, to ``(batch, 1, 1, keys)``: 0.0, for padding the least float."""
+    """``mask (batch, keys)``, 0 for padding, to ``(batch, 1, 1, keys)``: 0.0, for padding ``least_float``."""
     kept = graph.op("Unsqueeze", graph.cast(mask, Element.BOOL), graph.integers(1, 2))
     return graph.op("Where", kept, graph.number(0.0), least_float(graph))
 
@@ -24,5 +24,8 @@ def for_queries(graph: Graph, bias: str, queries: str) -> str:
 
 
 def least_float(graph: Graph) -> str:
-    """The least float32: what is added to scores that are not to count. Unlike -inf it makes no NaN."""
-    return graph.number(float(np.finfo(np.float32).min))
+    """The least float32: what is added to scores that are not to count. Unlike -inf it makes no NaN.
+
+    In half precision half of the least, so that a score added to it does not make it infinite.
+    """
+    return graph.number(float(np.finfo(np.float32).min) if graph.flow == Element.FLOAT else -(2.0**15))

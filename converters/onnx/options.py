@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.errors import UsageError
+from ...quant.formats import nearest
 from .flavours import STANDARD, Flavour, parse_flavour
 from .folder import Layout
 
@@ -21,6 +23,7 @@ class OnnxOptions:
     chat_template: str | None = None
     drop_extra_tokens: bool = False
     flavour: Flavour = STANDARD
+    halves: bool = False
 
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; a flavour is new to manifests, and that without one is the standard."""
@@ -31,11 +34,20 @@ class OnnxOptions:
             "type": self.type,
             "layout": self.layout.name,
             **flavour,
+            **({"activations": "f16"} if self.halves else {}),
             "accuracy_level": self.accuracy_level,
             "allow_nan": self.allow_nan,
             "chat_template": self.chat_template,
             "drop_extra_tokens": self.drop_extra_tokens,
         }
+
+
+def parse_activations(text: str) -> bool:
+    """Whether ``f16`` is asked for; or ``f32``, case ignored. Raises UsageError for anything else."""
+    known = {"f32": False, "f16": True}
+    if (wanted := text.strip().lower()) not in known:
+        raise UsageError(f"unknown type {text!r} for activations", hint=nearest(text, list(known)))
+    return known[wanted]
 
 
 def flavour_for(layout: Layout, name: str | None) -> Flavour:

@@ -21,8 +21,13 @@ from .side_files import TEMPLATE, TOKENIZER
 PAGE = "index.html"
 LIBRARY = "4.3.1"
 RUNTIME = "1.31.0-dev.20260914-8d85527a0"
-DTYPES: Mapping[str, str] = MappingProxyType({"f32": "fp32", "f16": "fp16", "q8_0": "q8", "q4_0": "q4"})
-"""Transformers.js's names of kconv's types."""
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        **{"f32": "fp32", "f16": "fp16", "q8_0": "q8", "q4_0": "q4"},
+        **{"f16-f16": "fp16", "q8_0-f16": "q8", "q4_0-f16": "q4f16"},
+    }
+)
+"""Transformers.js's names of kconv's types (``OnnxFormats.name``)."""
 
 
 def with_page(

@@ -18,8 +18,8 @@ F = TypeVar("F")
 class GraphRequest(Generic[F]):
     """A checkpoint that fits its family, by ``facts`` and ``flags``, and how its weights are to be stored.
 
-    ``formats``, ``accuracy_level`` and ``flavour`` are as of ``Graph``; ``merged``: a decoder with and
-    without a cache is one graph, where a family has two.
+    ``formats``, ``accuracy_level``, ``flavour`` and ``halves`` are as of ``Graph``; ``merged``: a decoder
+    with and without a cache is one graph, where a family has two.
     """
 
     checkpoint: Checkpoint
@@ -29,10 +29,18 @@ class GraphRequest(Generic[F]):
     accuracy_level: int = 0
     merged: bool = False
     flavour: Flavour = STANDARD
+    halves: bool = False
 
     def graph(self, name: str) -> Graph:
         """An empty graph of that name over the checkpoint's tensors."""
-        return Graph(name, self.checkpoint.tensors, self.formats, self.accuracy_level, flavour=self.flavour)
+        return Graph(
+            name,
+            self.checkpoint.tensors,
+            self.formats,
+            self.accuracy_level,
+            flavour=self.flavour,
+            halves=self.halves,
+        )
 
 
 def one_graph(

@@ -47,16 +47,16 @@ class Standard:
 
     def near(self, graph: Graph, positions: Positions, window: int) -> Positions:
         """Masked beyond the window, padding not counted."""
-        keys, axes = _places_of_keys(graph, positions), graph.integers(1, 2)
-        length, total = (graph.op("Shape", each, start=1) for each in (positions.places, keys))
-        queries = graph.op("Slice", keys, graph.op("Sub", total, length), total, graph.integers(1))
-        rows = graph.op("Unsqueeze", queries, graph.integers(1, 3))
-        since = graph.op("Sub", rows, graph.op("Unsqueeze", keys, axes))
-        near = graph.op("Less", since, graph.number(window, Element.INT64))
+        near = graph.op("Greater", _since(graph, positions), graph.number(-window, Element.INT64))
         return replace(positions, mask=graph.op("Where", near, positions.mask, least_float(graph)))
 
     def sloped(self, graph: Graph, positions: Positions, slopes: Array) -> Positions:
-        """The slopes are a part of the mask."""
+        """The slopes are a part of the mask; in half precision each query counts from itself (contrib.py)."""
+        if graph.flow != Element.FLOAT:
+            since = graph.op("Min", _since(graph, positions), graph.number(0, Element.INT64))
+            factors = graph.constant(slopes.astype(np.float32).reshape(-1, 1, 1))
+            bias = graph.op("Mul", graph.cast(since, Element.FLOAT), factors)
+            return replace(positions, mask=graph.op("Add", positions.mask, graph.flowing(bias)))
         keys = graph.op("Unsqueeze", _places_of_keys(graph, positions), graph.integers(1, 2))
         total = graph.op("ReduceMax", keys, keepdims=1)
         since = graph.cast(graph.op("Sub", keys, total), Element.FLOAT)
@@ -120,6 +120,15 @@ def _places_of_keys(graph: Graph, positions: Positions) -> str:
     """Where each key stands in its text ``(batch, total)``, whatever padding lies between."""
     text = graph.cast(graph.cast(positions.padding, Element.BOOL), Element.INT64)
     return graph.op("CumSum", text, graph.number(1, Element.INT64))
+
+
+def _since(graph: Graph, positions: Positions) -> str:
+    """Where each key stands from each query ``(batch, 1, length, total)``, negative before it."""
+    keys = _places_of_keys(graph, positions)
+    length, total = (graph.op("Shape", each, start=1) for each in (positions.places, keys))
+    queries = graph.op("Slice", keys, graph.op("Sub", total, length), total, graph.integers(1))
+    rows = graph.op("Unsqueeze", queries, graph.integers(1, 3))
+    return graph.op("Sub", graph.op("Unsqueeze", keys, graph.integers(1, 2)), rows)
 
 
 def _mask(graph: Graph, ids: str, mask: str) -> str:

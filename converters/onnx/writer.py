@@ -35,7 +35,7 @@ from ..done_pieces import Done, read_done, resumed_text
 from ..gguf_writer import Written
 from ..journal import Journal, JournalFolder
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
-from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
+from .graph import MICROSOFT, PRODUCER, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
 
@@ -242,7 +242,7 @@ def _parts(weight: Weight, data: Array) -> tuple[Array, ...]:
     if weight.format not in PACKED:
         return (data,)
     packed = pack(weight.format, data, weight.tensor.shape[-1])
-    return packed.weights, packed.scales
+    return packed.weights, packed.scales.astype(weight.parts[1].element.storage)
 
 
 def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> ModelProto:
@@ -253,7 +253,7 @@ def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> Mod
         graph.name,
         [_value(each) for each in graph.inputs],
         [_value(each) for each in graph.outputs],
-        value_info=[helper.make_tensor_value_info(name, int(Element.FLOAT), None) for name in graph.foreign],
+        value_info=[helper.make_tensor_value_info(name, int(graph.flow), None) for name in graph.foreign],
         initializer=[*_constants(graph), *(_external(part, plan, data_name) for part in parts)],
     )
     opsets = [helper.make_opsetid("", graph.flavour.opset)]

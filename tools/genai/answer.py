@@ -1,9 +1,9 @@
 """Run folders in onnxruntime-genai, put graphs through tools: python answer.py FOLDER < questions.
 
-FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams} or {model, tool, ids}:
-the ids of texts; the tokens that follow each prompt of ids, all in one batch, padded as genai has it, on the
-right; or whether a tool has made of the folder's graph one that gives nearly the same logits. The answers are
-printed as one JSON list. This runs where onnxruntime-genai is installed and kconv is not.
+FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams, unused} or {model, tool,
+ids}: the ids of texts; the tokens that follow each prompt of ids, all in one batch, padded as genai has it,
+on the right; or whether a tool has made of the folder's graph one that gives nearly the same logits. The
+answers are printed as one JSON list. This runs where onnxruntime-genai is installed and kconv is not.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ def encode(folder: Path, texts: list[str]) -> list[list[int]]:
     return [tokenizer.encode(text).tolist() for text in texts]
 
 
-def generate(folder: Path, prompts: list[list[int]], count: int, beams: int) -> list[list[int]]:
-    """The ``count`` tokens after each prompt, by what the folder's own settings say but for the end."""
+def generate(folder: Path, prompts: list[list[int]], count: int, beams: int, unused: int) -> list[list[int]]:
+    """The ``count`` tokens after each prompt, by what the folder's own settings say but for the end.
+
+    Without one genai takes the padding for the end: that is ``unused``, a token that does not occur.
+    """
     place = folder / "genai_config.json"
     settings = json.loads(place.read_text("utf-8"))
-    settings["model"]["eos_token_id"] = []  # which an overlay would not do
+    settings["model"] |= {"eos_token_id": [], "pad_token_id": unused}  # which an overlay would not do
+    settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 1
     place.write_text(json.dumps(settings), "utf-8")
     model = genai.Model(str(folder))
     width = max(map(len, prompts))
-    padding = settings["model"]["pad_token_id"]
-    given = np.array([each + [padding] * (width - len(each)) for each in prompts], np.int32)
+    given = np.array([each + [unused] * (width - len(each)) for each in prompts], np.int32)
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(
         batch_size=len(prompts), num_beams=beams, max_length=width + count, do_sample=False
@@ -59,8 +62,9 @@ def through(folder: Path, tool: str, ids: list[int]) -> list[bool]:
     else:
         from onnxconverter_common import float16
 
-        blocked = [*float16.DEFAULT_OP_BLOCK_LIST, "Cast"]  # its Cast keep their type and declare another
-        made = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
+        # Its Cast keep their type and declare another; by their kind it would block its own, without an end.
+        blocked = [node.name for node in model.graph.node if node.op_type == "Cast"]
+        made = float16.convert_float_to_float16(model, node_block_list=blocked)
     with tempfile.TemporaryDirectory() as place:
         onnx.save(made, f"{place}/model.onnx")
         found, wanted = logits(f"{place}/model.onnx", ids), logits(str(folder / "model.onnx"), ids)
@@ -69,12 +73,15 @@ def through(folder: Path, tool: str, ids: list[int]) -> list[bool]:
 
 def logits(path: str, ids: list[int]) -> Any:
     """Of all ``ids``, from an empty cache."""
-    session = onnxruntime.InferenceSession(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options)
     given = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
     given["position_ids"] = np.arange(len(ids))[None]
     for each in session.get_inputs():
         if each.name.startswith("past"):
-            given[each.name] = np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
+            kind = np.float16 if each.type == "tensor(float16)" else np.float32
+            given[each.name] = np.zeros((1, each.shape[1], 0, each.shape[3]), kind)
     return session.run(["logits"], given)[0]
 
 
