@@ -70,7 +70,7 @@ STEPS = {
     "types": Step(
         "every_type.py", "every type against llama_model_quantize", 40, repeated=False, usual=False
     ),
-    "all kernels": Step(
+    "all-kernels": Step(
         "kernels.py", "every format against libggml", 10, small=("--turns", "2"), repeated=False, usual=False
     ),
     "onnx": Step("onnx_folders.py", "ONNX folders: made and run", 8, small=("--small",), usual=False),

@@ -142,12 +142,11 @@ class EarlyReader(LlamaReader):
         try:
             super().__enter__()
             self._entered.set_result(None)
-            inputs.set_result(super().matrix_inputs(self._asked.inputs_of))
-            for block in super().logits(self._asked.windows):
+            for block in self._read_early(inputs):
                 answer, following = blocks[-1], Future[Block | None]()
                 waiting.append(following)
                 blocks.append(following)
-                answer.set_result(replace(block, logits=block.logits.copy()))
+                answer.set_result(block)
             blocks[-1].set_result(None)
         except BaseException as failure:  # whoever waits is told
             for future in waiting:
@@ -155,3 +154,37 @@ class EarlyReader(LlamaReader):
                     future.set_exception(failure)
         self._done = True
         self._read()
+
+    def _read_early(self, inputs: Future[tuple[dict[str, MatrixInput], Floats]]) -> Iterator[Block]:
+        """What was asked, in blocks that stay; ``inputs`` are given before the first.
+
+        Where those are of the beginning of the first window, which it is read for anyway, it is read once.
+        """
+        asked, windows = self._asked, self._asked.windows
+        if self._is_beginning():
+            found, blocks = super().inputs_and_logits(windows[0], len(asked.inputs_of.ids))
+            inputs.set_result(found)
+            yield from blocks
+            windows = (replace(windows[0], scored_from=len(windows[0].ids)), *windows[1:])
+        else:
+            inputs.set_result(super().matrix_inputs(asked.inputs_of))
+        for block in super().logits(windows):
+            yield replace(block, logits=block.logits.copy())
+
+    def _is_beginning(self) -> bool:
+        """Whether the inputs asked for come up where the first window is read for its logits.
+
+        With frequencies by the size of the context they do not.
+        """
+        loaded, head = self._loaded, self._asked.inputs_of
+        if (
+            loaded is None
+            or loaded.first_context is not None
+            or loaded.encoder_layers
+            or self._front is not None
+        ):
+            return False
+        window = next(iter(self._asked.windows), None)
+        if window is None or not window.scored or window.source != head.source or head.scored_from:
+            return False
+        return len(head.ids) < len(window.ids) - 1 and window.ids[: len(head.ids)] == head.ids

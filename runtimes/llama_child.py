@@ -28,7 +28,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from .llama_layers import Captured, capture
 LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED, STATES_WANTED, POOLED_WANTED = 1, 2, 4, 8, 16, 32
 LOADED, LOGITS, LAYER, STATES = 1, 2, 3, 7
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
-REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
+REQUEST, WINDOW, ANSWER = struct.Struct("<BIII"), struct.Struct("<III"), struct.Struct("<BIII")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _answer(model: Model) -> None:
     """One request, from its first byte to the last of its answers."""
-    wanted, size, count = REQUEST.unpack(child.take(REQUEST.size))
+    wanted, size, head, count = REQUEST.unpack(child.take(REQUEST.size))
     states = bool(wanted & (STATES_WANTED | POOLED_WANTED))
     if model.encoder_layers == model.layers and not states:
         raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
@@ -94,7 +94,7 @@ def _answer(model: Model) -> None:
     library = model.library
     inputs = Inputs(library, child.write) if wanted & INPUTS_WANTED else None
     # an encoder reads its text at once, and llama.cpp reads no more at once than a context holds
-    context = _context(model, max(longest, source), max(size, source), captured, inputs)
+    context = _context(model, max(longest, source), max(size, head, source), captured, inputs)
     for index, text in enumerate(texts):
         # with the data: a NaN left in the cache would spoil what comes after, even masked
         library.llama_memory_clear(library.llama_get_memory(context), True)
@@ -103,9 +103,10 @@ def _answer(model: Model) -> None:
             if captured is not None:
                 _send_layers(model, captured, range(model.encoder_layers), 0, text.positions)
             _end(inputs)
-        for start in range(0, len(text.ids), size):
-            stop = min(start + size, len(text.ids))
+        for start, stop in pieces(len(text.ids), size, head):
             begin = min(max(text.first, start), stop)
+            if inputs is not None:
+                inputs.paused = bool(head and start)
             # llama.cpp computes the last layer only where logits are asked for
             output = begin if captured is None and inputs is None else start
             _read(library, context, text.ids[start:stop], start, output)
@@ -118,6 +119,17 @@ def _answer(model: Model) -> None:
                 if begin < stop:
                     _send_logits(model, context, begin - output, stop - begin)
     library.llama_free(context)
+
+
+def pieces(length: int, size: int, head: int) -> Iterator[tuple[int, int]]:
+    """Where so many tokens begin and end that are decoded at once: the first ``head`` alone, if it is not 0.
+
+    Inputs of matrices are those of the head alone then, of everything otherwise.
+    """
+    start, stop = 0, head or size
+    while start < length:
+        yield start, min(stop, length)
+        start, stop = stop, stop + size
 
 
 def _send_states(model: Model, texts: Sequence[Text], wanted: int) -> None:
@@ -147,8 +159,8 @@ def _send_states(model: Model, texts: Sequence[Text], wanted: int) -> None:
 
 
 def _end(inputs: Inputs | None) -> None:
-    """All inputs of what was decoded at once are sent."""
-    if inputs is not None:
+    """All inputs of what was decoded at once are sent, where they were wanted."""
+    if inputs is not None and not inputs.paused:
         if inputs.problem:
             raise Stop(NOT_SUPPORTED, inputs.problem)
         inputs.end()

@@ -64,7 +64,8 @@ class _Tensor(ctypes.Structure):
 class Inputs:
     """A callback for llama.cpp that sends the inputs of all products with matrices through ``write``.
 
-    ``problem`` says, once something was computed, why they cannot be had; then nothing was sent.
+    ``problem`` says, once something was computed, why they cannot be had; then nothing was sent. ``paused``:
+    of what is computed meanwhile nothing is wanted.
     """
 
     def __init__(self, library: Any, write: Callable[[Any], None]) -> None:
@@ -76,6 +77,7 @@ class Inputs:
         self._write = write
         self._sent: dict[int, bytes] = {}  # by the address of the input, which is one tensor of the graph
         self.problem = ""
+        self.paused = False
         self.callback = library.ggml_backend_sched_eval_callback(self._on_node)
 
     def end(self) -> None:
@@ -86,7 +88,7 @@ class Inputs:
     def _on_node(self, address: int, asked: bool, _: Any) -> bool:
         """Asked first whether a node is needed, and again when it is computed; see ``_capture``."""
         node = _Tensor.from_address(address)
-        if self.problem or node.op not in self._products:
+        if self.paused or self.problem or node.op not in self._products:
             return not asked
         if self._name_of(address) != address + _Tensor.name.offset:
             self.problem = "its tensors do not lie in memory as kconv expects"

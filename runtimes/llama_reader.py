@@ -142,6 +142,33 @@ class LlamaReader:
                 loaded.fill(logits[start:stop])
         return joined(pieces), logits
 
+    def inputs_and_logits(
+        self, window: Window, head: int
+    ) -> tuple[tuple[dict[str, MatrixInput], Floats], list[Block]]:
+        """As ``matrix_inputs`` of the first ``head`` positions and as ``logits``, of one reading.
+
+        For models without an encoder. Raises RuntimeFailure, and ChildDied, which is no verdict.
+        """
+        return retry_once(lambda: self._inputs_and_logits(window, head))
+
+    def _inputs_and_logits(
+        self, window: Window, head: int
+    ) -> tuple[tuple[dict[str, MatrixInput], Floats], list[Block]]:
+        part = replace(window, ids=window.ids[:-1])
+        wanted = protocol.INPUTS_WANTED | protocol.LOGITS_WANTED
+        with self.reading() as loaded:
+            size = self._piece(loaded, [part])
+            logits = np.empty((len(part.ids), loaded.vocabulary), np.float32)
+            loaded.send(request(wanted, size, [replace(part, scored_from=0)], head=head))
+            inputs = loaded.inputs()
+            for start, stop in protocol.pieces(len(part.ids), size, head):
+                loaded.expect(protocol.LOGITS, 0, start, stop - start)
+                loaded.fill(logits[start:stop])
+        blocks = [
+            Block(0, start, logits[start:stop]) for _, start, stop in answers([part], size) if start < stop
+        ]
+        return (joined([inputs]), logits[:head]), blocks
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
@@ -186,11 +213,19 @@ class LlamaReader:
 
 
 def request(
-    wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
+    wanted: int,
+    size: int,
+    parts: Sequence[Window],
+    embedded: Sequence[Floats] | None = None,
+    *,
+    head: int = 0,
 ) -> bytes:
-    """What the child is asked (llama_child.py): of these windows, ``size`` tokens decoded at once."""
+    """What the child is asked (llama_child.py): of these windows, ``size`` tokens decoded at once.
+
+    ``head`` tokens of each are decoded before the others, if it is not 0, and inputs are of these.
+    """
     wanted |= 0 if embedded is None else protocol.EMBEDDED
-    message = [protocol.REQUEST.pack(wanted, size, len(parts))]
+    message = [protocol.REQUEST.pack(wanted, size, head, len(parts))]
     for index, part in enumerate(parts):
         source = (
             np.array(part.source, "<i4") if embedded is None else embedded[index].astype("<f4", copy=False)

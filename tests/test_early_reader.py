@@ -53,6 +53,43 @@ def test_answers_are_those_it_would_give_later_and_any_others_still_come(file: P
         assert np.array_equal(early.matrix_inputs(window)[1], plain.matrix_inputs(window)[1])
 
 
+def test_the_first_window_is_read_once_where_its_beginning_is_all_inputs_are_of(file: Path) -> None:
+    others = (
+        Asked(Window(0, IDS[1:33]), WINDOWS),  # another beginning
+        Asked(Window(0, IDS), WINDOWS),  # all of it, of which the last token is not read for logits
+        Asked(ASKED.inputs_of, (Window(0, IDS, len(IDS)), WINDOWS[1])),  # of which no logits are wanted
+    )
+    with EarlyReader(file, ASKED, threads=1) as early:
+        assert early._is_beginning()
+    with LlamaReader(file, threads=1) as plain:
+        for asked in others:
+            with EarlyReader(file, asked, threads=1) as early:
+                assert not early._is_beginning()
+                found, logits = early.matrix_inputs(asked.inputs_of)
+                expected, those = plain.matrix_inputs(asked.inputs_of)
+                assert np.array_equal(logits, those)
+                assert all(np.array_equal(found[name].values, expected[name].values) for name in expected)
+                wanted = [(block.start, block.logits.tobytes()) for block in plain.logits(asked.windows)]
+                assert [
+                    (block.start, block.logits.tobytes()) for block in early.logits(asked.windows)
+                ] == wanted
+
+
+@pytest.mark.parametrize("batch", [16, 48])
+def test_inputs_and_logits_of_one_reading_are_those_of_two(file: Path, batch: int) -> None:
+    window = Window(0, IDS, 20)
+    with LlamaReader(file, threads=1, batch=batch) as reader:
+        expected, logits = reader.matrix_inputs(Window(0, IDS[:32]))
+        (found, those), blocks = reader.inputs_and_logits(window, 32)
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            np.testing.assert_allclose(found[name].values, each.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(those, logits, rtol=1e-4, atol=1e-5)
+        assert [(block.start, len(block.logits)) for block in blocks] == [
+            (block.start, len(block.logits)) for block in reader.logits([window])
+        ]
+
+
 def test_what_was_asked_for_otherwise_is_read_anew(file: Path) -> None:
     with LlamaReader(file, threads=1) as plain, EarlyReader(file, ASKED, threads=1) as early:
         (block,), (other,) = ([*reader.logits([Window(0, IDS[3:50])])] for reader in (early, plain))
