@@ -55,8 +55,8 @@ class Answer:
     ``prompt`` is what the model has read, ``chat`` whether it went through the file's chat template.
     ``prompt_seconds`` are those until the first token, ``seconds`` those after it. ``fills`` are what the
     model put in place of each mask, ``completed`` the prompt with these filled in; both are None where no
-    masks were to be filled. ``notes`` are what to know of how the model runs on this machine. ``limit`` is the
-    most tokens there could have been.
+    masks were to be filled. ``notes`` are what to know of how the model runs on this machine. ``limit`` is
+    how many tokens were allowed.
     """
 
     artifact: Path
