@@ -143,7 +143,7 @@ def command(
         more = {"recommended": recommended_json(chosen, command)}
         emit_json({**comparison.to_json(), **more, "report": None if report is None else str(report)})
     elif report is not None:
-        say(f"report: {report}")
+        say(_("report: {path}", path=report))
     without = [each for each in comparison.types if each.figures is None]
     from ..report.words import cause
 

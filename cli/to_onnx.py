@@ -14,7 +14,6 @@ from ..core.language import _
 from .console import (
     emit_json,
     end_unproven,
-    plural,
     say,
     seconds_text,
     size_text,
@@ -232,6 +231,13 @@ def _print_end(conversion: OnnxConversion, seconds: float) -> None:
     """What is left to say when all is done."""
     if conversion.proof is None:
         say("not proven, as requested (--no-verify)")
-    bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits per weight"
-    files = plural(len(conversion.files), "file")
-    say(f"{conversion.path}: {bits}, {size_text(conversion.bytes)} in {files}, {seconds_text(seconds)}")
+    told = _(
+        "{folder}: {type}, {bits:.2f} bits per weight, {size} in {count} files, {time}",
+        folder=conversion.path,
+        type=conversion.type.upper(),
+        bits=conversion.bits_per_weight,
+        size=size_text(conversion.bytes),
+        count=len(conversion.files),
+        time=seconds_text(seconds),
+    )
+    say(told)

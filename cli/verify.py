@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..core.errors import InputError
+from ..core.language import _
 from .console import emit_json, end_unproven, say
 from .options import PATH, json_option, rehash_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
@@ -173,7 +174,7 @@ def command(
     if as_json:
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
-        say(f"report: {report}")
+        say(_("report: {path}", path=report))
     from ..report.words import cause
 
     end_unproven([(proof.verdict, f"{artifact}: {cause(proof)}")], silently=not as_json)

@@ -56,7 +56,7 @@ class Answer:
     ``prompt_seconds`` are those until the first token, ``seconds`` those after it. ``fills`` are what the
     model put in place of each mask, ``completed`` the prompt with these filled in; both are None where no
     masks were to be filled. ``notes`` are what to know of how the model runs on this machine. ``limit`` is
-    the most tokens there could have been.
+    how many tokens were allowed.
     """
 
     artifact: Path

@@ -168,10 +168,10 @@ def no_revision(name: HubName) -> HubRefusal:
 
 def gave_up(reason: str, name: HubName, what: str = "", tries: int = 1) -> EnvironmentProblem:
     """The error for what went wrong too often."""
-    about = f" for {what} of {name}" if what else f" for {name}"
-    times = f", {tries} times in a row" if tries > 1 else ""
+    about = f"{what} of {name}" if what else str(name)
+    once = f"{host()} was asked for {about}, but {reason}"
     return EnvironmentProblem(
-        f"{host()} was asked{about}, but {reason}{times}",
+        f"{host()} was asked {tries} times for {about}, but {reason}" if tries > 1 else once,
         hint=f"check the network and run it again: {KEPT}; HF_HUB_OFFLINE=1 takes what is here",
     )
 
