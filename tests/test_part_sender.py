@@ -23,9 +23,10 @@ from kconv.core.errors import EnvironmentProblem, KconvError
 from kconv.core.outlet import OutletFile
 from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, part_sender
-from kconv.hub.multipart import SMALLEST, left_open, put_files
+from kconv.hub.multipart import SMALLEST, put_files
 from kconv.hub.object_names import ObjectPlace
 from kconv.hub.part_sender import PartSender
+from kconv.hub.upload_notes import left_open
 
 PLACE = ObjectPlace(BUCKET, "made")
 
