@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError, UsageError
+from ..core.language import phrase
 
 _LIMIT = 16 << 20  # bytes of a jobs file
 
@@ -30,10 +31,15 @@ class JobsFile:
             ) from error
 
     def where(self, job: int | None, key: str | None = None) -> str:
-        """``jobs.toml, line 7 (job 2)``; job None is [defaults]."""
-        label = "[defaults]" if job is None else f"job {job}"
+        """``jobs.toml, line 7 (job 2)``; job None is [defaults], where a key may stand, too."""
         line = line_of(self.text, job, key)
-        return f"{self.name}, line {line} ({label})" if line else f"{self.name}, {label}"
+        if line is None and key is not None and (line := line_of(self.text, None, key)) is not None:
+            job = None
+        if line is None and (line := line_of(self.text, job, None)) is None:
+            return f"{self.name}, [defaults]" if job is None else f"{self.name}, job {job}"
+        if job is None:
+            return phrase("{name}, line {line} ([defaults])").of(name=self.name, line=line)
+        return phrase("{name}, line {line} (job {job})").of(name=self.name, line=line, job=job)
 
 
 def read_jobs_file(path: Path) -> JobsFile:

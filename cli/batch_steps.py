@@ -15,7 +15,7 @@ import click
 
 from ..core.errors import KconvError, UsageError
 from ..core.input_files import quoted
-from .batch_file import JobsFile, Table, line_of
+from .batch_file import JobsFile, Table
 
 if TYPE_CHECKING:
     from ..flows.batch_jobs import Format, Step
@@ -273,11 +273,7 @@ def _blamed(file: JobsFile, job: int, asked: Table, error: click.UsageError) -> 
     """Where the value stands that an option's parser refused."""
     parameter = error.param if isinstance(error, click.BadParameter) else None
     names = [] if parameter is None else [name[2:] for name in parameter.opts if name.startswith("--")]
-    key = next((name for name in names if name in asked), None)
-    if key is None:
-        return file.where(job)
-    own = line_of(file.text, job, key) is not None
-    return file.where(job if own else None, key)
+    return file.where(job, next((name for name in names if name in asked), None))
 
 
 def _words(file: JobsFile, job: int, key: str, value: Any, option: click.Option) -> list[str]:

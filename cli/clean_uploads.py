@@ -14,7 +14,8 @@ def end_uploads(*, yes: bool, ask: bool) -> list[dict[str, object]]:
 
     Only those noted for the store that the environment names now. Raises UsageError, EnvironmentProblem.
     """
-    from ..hub.multipart import end_left_open, left_open
+    from ..hub.multipart import end_left_open
+    from ..hub.upload_notes import left_open
 
     found = left_open()
     if not found:

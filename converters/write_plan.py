@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import TensorInfo
+from ..core.outlet import Outlet
 from ..core.progress import Progress, silent
 from ..core.system_files import open_to_write
 from ..core.tensor import Tensor
@@ -61,6 +63,19 @@ class WritePlan:
         formats = [[model.formats[i] for model in self.models] for i in range(len(self.tensors))]
         slow = {i for i, each in enumerate(formats) if any(format.block_size == 256 for format in each)}
         return cut(self.tensors, slow)
+
+    def missing(self, pieces: Sequence[Piece], outlet: Outlet) -> list[Piece]:
+        """Those of the pieces that some file at an outlet lacks."""
+        numbers = itertools.count()
+        opened = [[(next(numbers), file.data_offset) for file in model.files] for model in self.models]
+        pairs = list(zip(self.models, opened, strict=True))
+        return [
+            rows
+            for rows in pieces
+            if not all(
+                outlet.has(*place_of(model, files, self.tensors[rows.index], rows)) for model, files in pairs
+            )
+        ]
 
 
 @contextlib.contextmanager

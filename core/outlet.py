@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,19 @@ class Outlet(Protocol):
         """Whether the ``temporary`` files get the bytes, too."""
         ...
 
+    def about(self, content: Mapping[str, Any], *, provisional: bool) -> None:
+        """What decides every byte of the files, as plain JSON values, before ``begin``.
+
+        ``provisional`` says that what is read turns out to be right only when all has been read.
+        """
+        ...
+
     def begin(self, files: Sequence[OutletFile]) -> None:
         """Be ready for these files, which ``write`` calls by their place in the list."""
+        ...
+
+    def has(self, file: int, offset: int, count: int) -> bool:
+        """Whether so many bytes of a file are where they go already, and need not come."""
         ...
 
     def write(self, file: int, data: memoryview, offset: int, /) -> None:

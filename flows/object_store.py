@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..converters.journal import differences
 from ..converters.results import CompanionFile, Options, Output
 from ..core.claims import NAMES
 from ..core.elsewhere import Elsewhere
-from ..core.errors import UsageError
+from ..core.kept import Kept
 from ..core.model import Note
 from ..core.room import NoRoom
 from ..core.scratch import scratch_folder
@@ -21,11 +22,14 @@ from ..hub.multipart import end_left_open, put_files, refuse_objects
 from ..hub.object_names import ObjectPlace
 from ..hub.object_store import ObjectPath
 from ..hub.part_sender import PartSender
+from ..hub.resumed_uploads import Content, Resumption
+from ..hub.upload_notes import OpenUpload
 from ..verify.proof import Part, Proof
 from ..vocab.parity import Parity
 from .convert import convert
 from .observer import Observer
 from .results import Conversion, Run
+from .resume import CannotResume
 
 
 def convert_to_store(
@@ -36,23 +40,26 @@ def convert_to_store(
     The parts of an object are sent as soon as their ranges of the plan are finished. Files that are to be
     proven are kept in a temporary folder until they are; without a proof none lies on the disk. The objects
     appear as files do: all when they are whole, before the proof, whose result the manifests get afterwards.
-    Raises what ``convert`` raises, and HubRefusal, EnvironmentProblem for what the store refuses.
+    To resume is to go on with the uploads that a killed run has left open. Raises what ``convert`` raises,
+    and HubRefusal, EnvironmentProblem for what the store refuses.
     """
-    if run.resume:
-        raise UsageError(
-            "--resume is for files on this machine, and those for an object store are not kept here",
-            hint="leave it out; or write to a folder and put the files into the store afterwards",
-        )
-    end_left_open(run.announce)
+    resumption = Resumption(_judge, run.announce) if run.resume else None
+    if resumption is not None:
+        resumption.find()
+    end_left_open(run.announce, but=() if resumption is None else list(resumption.left.values()))
     one = place.name.endswith(".gguf")
     above = ObjectPlace(place.bucket, place.key.rpartition("/")[0]) if one else place
-    with scratch_folder("upload") as scratch, PartSender(above, keeps=options.verify != "off") as sender:
+    with (
+        scratch_folder("upload") as scratch,
+        PartSender(above, keeps=options.verify != "off", resumption=resumption) as sender,
+    ):
         folder = scratch / "files"
         folder.mkdir()
 
         def planned(paths: Sequence[Path]) -> None:
             if not run.force:
-                refuse_objects([above / path.name for path in paths])
+                ours = {} if resumption is None else resumption.completing
+                refuse_objects([above / path.name for path in paths], ours)
 
         def made(paths: Sequence[Path]) -> None:
             sent = sender.finish(run.progress)
@@ -63,7 +70,7 @@ def convert_to_store(
             run.made([_there(path, above) for path in paths])
 
         told = _There(run.observer, above)
-        here = replace(run, planned=planned, made=made, observer=told, outlet=sender)
+        here = replace(run, planned=planned, made=made, observer=told, outlet=sender, resume=False)
         with _for_the_proof():
             conversion = convert(
                 source, folder / place.name if one else folder, options, here, modelfile=modelfile
@@ -75,6 +82,16 @@ def convert_to_store(
     companions = tuple(_companion_there(each, above) for each in conversion.companions)
     proofs = tuple(_proof_there(proof, above) for proof in conversion.proofs)
     return replace(conversion, outputs=outputs, companions=companions, proofs=proofs)
+
+
+def _judge(left: OpenUpload, content: Content) -> None:
+    """Raise CannotResume where an ended run was to put something else there."""
+    kept = Kept(left.note, left.content or {}, {})
+    if told := differences(kept, content["fingerprint"], content["sources"]):
+        raise CannotResume(
+            f"the upload of {left.place} that was ended cannot be resumed: {'; '.join(told)}",
+            hint="leave out --resume to start from the beginning, which ends that upload",
+        )
 
 
 @contextlib.contextmanager

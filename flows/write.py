@@ -99,6 +99,8 @@ def write_targets(
             journal.establish(partial(_keep_learned, importance=importance, targets=targets))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
+        if run.outlet is not None:
+            run.outlet.about(content(), provisional=stream is not None or allow_nan)
         begun = begin_files(
             model.tensors, plans, temporaries, allow_nan=allow_nan, importance=importance, outlet=run.outlet
         )
@@ -170,8 +172,8 @@ def _write(
 def _send(
     plan: WritePlan, pieces: Sequence[Piece], run: Run, outlet: Outlet, stream: Stream | None
 ) -> Written:
-    """All pieces, in the order of their bytes, so that few parts are open at a time."""
-    pieces = sorted(pieces, key=lambda piece: (piece.index, piece.start))
+    """The pieces that are not where they go, in the order of their bytes, so that few parts are open."""
+    pieces = sorted(plan.missing(pieces, outlet), key=lambda piece: (piece.index, piece.start))
     written = write_pieces(
         plan, pieces, threads=run.threads, progress=run.progress, stream=stream, outlet=outlet
     )

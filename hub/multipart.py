@@ -1,31 +1,28 @@
 """Putting files into an object store in parts: an object is there when all of it is, or not at all.
 
 The parts' borders follow from the size alone, which the plan knows before a byte is written. Every upload
-that is begun is noted in a journal of this machine, with a lock as long as its process lives: what a killed
-run has left open in the store, where it would be paid for unseen, the next run with an object store or
-``kconv clean`` ends. The journal holds the place, the store's number of the upload and the store's address.
+that is begun is noted on this machine (upload_notes.py): what a killed run has left open in the store, where
+it would be paid for unseen, ``--resume`` goes on with (resumed_uploads.py), and else the next run with an
+object store or ``kconv clean`` ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from types import MappingProxyType
+from typing import Any
 
 from ..core.errors import EnvironmentProblem, KconvError, OutputExists, UsageError
-from ..core.machine import cache_folder
 from ..core.progress import Progress, silent
-from ..core.system_files import lock, open_to_write, sync, user_mark, write_at
 from .object_names import ObjectPlace
 from .object_store import NoSuchObject, call
+from .upload_notes import Note, OpenUpload, left_open
 
 SMALLEST, LARGEST, MOST = 5 << 20, 5 << 30, 10_000
 """Bytes a part may have (the last may have fewer), and how many parts there may be: S3's limits."""
@@ -51,12 +48,16 @@ def part_borders(size: int, usual: int = USUAL) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, max(size, 1), length)]
 
 
-def refuse_objects(places: Sequence[ObjectPlace]) -> None:
-    """Raise OutputExists where there is an object already."""
+def refuse_objects(
+    places: Sequence[ObjectPlace], but: Mapping[ObjectPlace, str] = MappingProxyType({})
+) -> None:
+    """Raise OutputExists where there is an object already, ``but`` for those with such an ETag."""
     for place in places:
         try:
-            call("head_object", place)
+            there = call("head_object", place)
         except NoSuchObject:
+            continue
+        if place in but and there.get("ETag") == but[place]:
             continue
         raise OutputExists(
             f"{place} already exists", hint="choose another -o, or pass --force to overwrite it"
@@ -65,11 +66,16 @@ def refuse_objects(places: Sequence[ObjectPlace]) -> None:
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload that was begun: to where, under which number, and where its parts begin and end."""
+    """An upload that was begun: to where, under which number, and where its parts begin and end.
+
+    ``there`` are the store's tags of parts that an ended run has sent, by their place in the list.
+    """
 
     place: ObjectPlace
     number: str
     borders: Sequence[tuple[int, int]]
+    note: Note
+    there: Mapping[int, str] = field(default_factory=dict)
 
 
 Sent = tuple[Upload, Sequence[str]]
@@ -115,6 +121,8 @@ def put_files(
 def _complete_all(uploads: Sequence[Sent], *, replacing: bool) -> None:
     """Make objects of all uploads, or, unless ``replacing``, of none."""
     complete: list[ObjectPlace] = []
+    for upload, tags in uploads:
+        upload.note.completing(_tag_of_all(tags))
     try:
         for upload, tags in uploads:
             complete.append(upload.place)  # before it is: the answer may be lost
@@ -153,6 +161,20 @@ def send_part(upload: Upload, index: int, data: bytes) -> str:
     return tag
 
 
+def is_tag_of(tag: str, data: bytes) -> bool:
+    """Whether the store's tag of a part says that it has these bytes; one that is no MD5 does not."""
+    return tag.strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _tag_of_all(tags: Sequence[str]) -> str:
+    """The ETag that S3 gives an object in parts: that of their MD5s, and how many there are."""
+    try:
+        sums = b"".join(bytes.fromhex(tag.strip('"')) for tag in tags)
+    except ValueError:  # a store with tags of another kind: nothing is known of the object's
+        return ""
+    return f'"{hashlib.md5(sums, usedforsecurity=False).hexdigest()}-{len(tags)}"'
+
+
 def _complete(upload: Upload, tags: Sequence[str]) -> None:
     parts = [{"PartNumber": i + 1, "ETag": tag} for i, tag in enumerate(tags)]
     call("complete_multipart_upload", upload.place, UploadId=upload.number, MultipartUpload={"Parts": parts})
@@ -163,13 +185,28 @@ def _complete(upload: Upload, tags: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def begun_upload(place: ObjectPlace, borders: Sequence[tuple[int, int]]) -> Iterator[Upload]:
-    """Begin an upload, noted before and after; whatever goes wrong while it lasts ends it in the store."""
-    with _Note(place) as note:
-        number = str(call("create_multipart_upload", place)["UploadId"])
-        note.write(number)
+def begun_upload(
+    place: ObjectPlace,
+    borders: Sequence[tuple[int, int]],
+    *,
+    content: Mapping[str, Any] | None = None,
+    left: tuple[OpenUpload, Mapping[int, str]] | None = None,
+) -> Iterator[Upload]:
+    """Begin an upload, noted before and after; whatever goes wrong while it lasts ends it in the store.
+
+    ``content`` is noted for those who would go on with it. ``left`` is what an ended run has begun, with the
+    tags of its parts: then that is gone on with.
+    """
+    with Note(place, None if left is None else left[0].note) as note:
+        there: Mapping[int, str] = {}
+        if left is None:
+            number = str(call("create_multipart_upload", place)["UploadId"])
+        else:
+            number, there = left[0].number, left[1]
         try:
-            yield Upload(place, number, borders)
+            if left is None:
+                note.write(number, content)
+            yield Upload(place, number, borders, note, there)
         except BaseException:
             try:
                 abort(place, number)
@@ -184,80 +221,14 @@ def abort(place: ObjectPlace, number: str) -> None:
         call("abort_multipart_upload", place, UploadId=number)
 
 
-def journal_folder() -> Path:
-    """Where uploads are noted."""
-    above = cache_folder()
-    return (Path(tempfile.gettempdir()) / f"kconv-{user_mark()}" if above is None else above) / "uploads"
-
-
-class _Note:
-    """The note of one upload, locked while this process lives and removed when the upload is over."""
-
-    def __init__(self, place: ObjectPlace) -> None:
-        self._place, self.stays = place, False
-        self._path = journal_folder() / f"{os.getpid()}-{os.urandom(6).hex()}.json"
-
-    def __enter__(self) -> _Note:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._handle = open_to_write(self._path, new=True, mode=0o600)
-            lock(self._handle, wait=True)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"cannot note in {self._path.parent} what is uploaded: {error.strerror or error}",
-                hint="free some space there, or set XDG_CACHE_HOME to another folder",
-            ) from error
-        return self
-
-    def write(self, number: str) -> None:
-        """Note the upload's number, on the disk before the first part is sent."""
-        said = {"bucket": self._place.bucket, "key": self._place.key, "upload": number, "store": _store()}
-        write_at(self._handle, json.dumps(said).encode(), 0)
-        sync(self._handle)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self.stays:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-        os.close(self._handle)
-
-
-def _store() -> str:
-    """The address of the store, without what may be secret in it; empty for AWS."""
-    address = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-    return f"{address.scheme}://{address.hostname}:{address.port}" if address.hostname else ""
-
-
-@dataclass(frozen=True)
-class OpenUpload:
-    """An upload a run that is gone has left open in a store."""
-
-    note: Path
-    place: ObjectPlace
-    number: str
-
-
-def left_open() -> list[OpenUpload]:
-    """Those of this user on this machine, at the store the environment names now."""
-    found = []
-    for note in sorted(journal_folder().glob("*.json")) if journal_folder().is_dir() else []:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), note.open("rb+") as opened:
-            lock(opened.fileno())  # BlockingIOError: it is in use
-            text = opened.read(1 << 16)
-            if not text:  # killed before the upload was begun
-                note.unlink()
-                continue
-            said = json.loads(text)
-            if said["store"] == _store():
-                place = ObjectPlace(str(said["bucket"]), str(said["key"]))
-                found.append(OpenUpload(note, place, str(said["upload"])))
-    return found
-
-
-def end_left_open(announce: Callable[[str], None] = lambda text: None) -> list[OpenUpload]:
-    """End what killed runs have left open, as far as possible; returns what was ended."""
+def end_left_open(
+    announce: Callable[[str], None] = lambda text: None, *, but: Collection[OpenUpload] = ()
+) -> list[OpenUpload]:
+    """End what killed runs have left open, ``but`` for some, as far as possible; returns what was ended."""
     ended = []
     for each in left_open():
+        if each in but:
+            continue
         with contextlib.suppress(KconvError, OSError):
             abort(each.place, each.number)
             each.note.unlink(missing_ok=True)

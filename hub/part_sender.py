@@ -4,28 +4,31 @@ A part is sent once all its bytes are there, whatever the order in which they co
 plan tells. With a copy on the disk parts are read from that. Without, they are gathered in memory: in the
 order of the bytes one or two of each file are open, and no more than ``_WAITING`` wait to be sent; whoever
 writes waits for those. Where bytes come in another order and more parts are open than ``IN_MEMORY``, further
-ones are gathered in TMPDIR.
+ones are gathered in TMPDIR. Parts that an ended run has sent are not sent again (resumed_uploads.py).
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..core.files import explained
 from ..core.outlet import OutletFile
 from ..core.progress import Progress
 from ..core.system_files import bytes_at, memory_of_a_file, open_to_write, write_at
-from .multipart import AT_A_TIME, Sent, Upload, begun_upload, part_borders, send_part
+from .multipart import AT_A_TIME, Sent, Upload, begun_upload, is_tag_of, part_borders, send_part
 from .object_names import ObjectPlace
+from .resumed_uploads import Resumption
+from .upload_notes import OpenUpload
 
 USUAL = 16 << 20
 """Bytes of a part, unless there would be too many: as few as are worth a request, since several wait."""
@@ -38,7 +41,10 @@ _PATIENCE = 0.2  # seconds between looks at whether there is anything to wait fo
 
 @dataclass
 class _Part:
-    """A part, ``left`` of whose bytes are still to come; ``data`` are those that have, unless on the disk."""
+    """A part, ``left`` of whose bytes are still to come; ``data`` are those that have, unless on the disk.
+
+    ``there`` is the tag of one that an ended run has sent.
+    """
 
     index: int
     start: int
@@ -46,6 +52,7 @@ class _Part:
     left: int
     data: bytearray | memoryview | None = None
     tag: str = ""
+    there: str | None = None
 
 
 @dataclass
@@ -62,11 +69,13 @@ class _File:
 class PartSender:
     """Sends files to below ``above`` in an object store; ``keeps`` says whether copies lie on the disk, too.
 
-    Used as a context manager, behind which no upload is open: what was not completed is ended.
+    With a ``resumption`` it goes on with what ended runs have sent. Used as a context manager, behind which
+    no upload is open: what was not completed is ended.
     """
 
-    def __init__(self, above: ObjectPlace, *, keeps: bool) -> None:
-        self._above, self._keeps = above, keeps
+    def __init__(self, above: ObjectPlace, *, keeps: bool, resumption: Resumption | None = None) -> None:
+        self._above, self._keeps, self._resumption = above, keeps, resumption
+        self._content: Mapping[str, Any] | None = None
         self._files: list[_File] = []
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
@@ -100,27 +109,61 @@ class PartSender:
         """Those of the files that were begun."""
         return {file.path for file in self._files}
 
+    def about(self, content: Mapping[str, Any], *, provisional: bool) -> None:
+        """See ``Outlet``: parts of an ended run are as good as those that would be made of the same."""
+        self._content = content
+        if self._resumption is not None:
+            self._resumption.trusts = not (self._keeps or provisional)
+
     def begin(self, files: Sequence[OutletFile]) -> None:
-        """See ``Outlet``; begins the uploads. Raises HubRefusal, EnvironmentProblem, UsageError."""
-        for each in files:
-            borders = part_borders(each.size, USUAL)
+        """See ``Outlet``; begins the uploads, or goes on with those of an ended run.
+
+        Raises HubRefusal, EnvironmentProblem, UsageError, and what the resumption's judge raises.
+        """
+        bounds = [part_borders(each.size, USUAL) for each in files]
+        left = [self._left(each, borders) for each, borders in zip(files, bounds, strict=True)]
+        if self._resumption is not None:
+            self._resumption.told(sum(map(len, bounds)), sum(len(found[1]) for found in left if found))
+        for each, borders, found in zip(files, bounds, left, strict=True):
             handle = None
             if self._keeps:
                 handle = open_to_write(each.temporary)
                 self._stack.callback(os.close, handle)
                 os.truncate(handle, each.size)
-            upload = self._stack.enter_context(begun_upload(self._above / each.path.name, borders))
+            upload = self._stack.enter_context(
+                begun_upload(self._above / each.path.name, borders, content=self._content, left=found)
+            )
             parts = [
-                _Part(i, start, stop, _count(each.ranges, start, stop))
+                _Part(i, start, stop, _count(each.ranges, start, stop), there=upload.there.get(i))
                 for i, (start, stop) in enumerate(borders)
             ]
             own = _File(each.path, upload, parts, handle, [part.start for part in parts])
             self._files.append(own)
             for part in parts:
-                if not part.left:  # nothing but what fills up the end
+                if self._is_done(part):
+                    part.tag = part.there or ""
+                    self._done += part.stop - part.start
+                elif not part.left:  # nothing but what fills up the end
                     if handle is None:
                         self._gathered(part)
                     self._hand_over(own, part)
+
+    def _left(
+        self, file: OutletFile, borders: Sequence[tuple[int, int]]
+    ) -> tuple[OpenUpload, dict[int, str]] | None:
+        if self._resumption is None or self._content is None:
+            return None
+        return self._resumption.parts_of(self._above / file.path.name, borders, self._content)
+
+    def _is_done(self, part: _Part) -> bool:
+        return part.there is not None and self._resumption is not None and self._resumption.trusts
+
+    def has(self, file: int, offset: int, count: int) -> bool:
+        """See ``Outlet``: whether all parts these bytes belong to are in the store."""
+        own = self._files[file]
+        at = bisect.bisect_right(own.starts, offset) - 1
+        parts = itertools.takewhile(lambda part: part.start < offset + count, own.parts[at:])
+        return all(self._is_done(part) for part in parts)
 
     def write(self, file: int, data: memoryview, offset: int, /) -> None:
         """See ``Outlet``. Raises what has gone wrong with parts that were sent."""
@@ -131,6 +174,9 @@ class PartSender:
         at = bisect.bisect_right(own.starts, offset) - 1
         while at < len(own.parts) and own.parts[at].start < end:
             part = own.parts[at]
+            at += 1
+            if self._is_done(part):
+                continue
             start, stop = max(offset, part.start), min(end, part.stop)
             if own.handle is None:
                 with memoryview(self._gathered(part)) as gathered:  # let go: it may be sent at once
@@ -140,7 +186,6 @@ class PartSender:
                 whole = part.left == 0
             if whole:
                 self._hand_over(own, part)
-            at += 1
         self._raise_failure()
 
     def finish(self, progress: Progress) -> list[Sent]:
@@ -182,7 +227,8 @@ class PartSender:
             if self._failure is None:
                 data = _contents(file, part)
                 self._forget(part)
-                part.tag = send_part(file.upload, part.index, data)
+                same = part.there is not None and is_tag_of(part.there, data)
+                part.tag = str(part.there) if same else send_part(file.upload, part.index, data)
                 with self._lock:
                     self._done += part.stop - part.start
         except BaseException as error:  # handed to those who write and wait

@@ -186,8 +186,7 @@ class Pass:
                 self._held += 1
             block = self._blocks[number]
             data = private_memory(block.stop - block.start)
-            block.file.ranges.fetch(data, block.start, self._over)
-            block.file.recognize(data, block.start)
+            block.file.fill(data, block.start, self._over)
             with self._changed:
                 self._ready[number] = data
                 self._let_go(number)

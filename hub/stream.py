@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..core.byte_source import Identity
 from ..core.errors import DamagedOnTheWay, EnvironmentProblem
 from ..core.progress import Progress
 from ..core.sizes import decimal_size
+from .kept_granules import Kept
 from .ranges import Ranges
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ GRANULE = 1 << 20
 
 _DIGEST = 16  # bytes that tell a granule from any other
 _LARGEST = 32 * GRANULE  # of one request for a range somebody waits for
-_KEPT = 32  # granules kept because what is read next may lie in them, too
 _SMALL = 8  # granules of a request all of which are kept; else those at its ends
 
 _recording = threading.local()
@@ -59,33 +58,6 @@ def changed(name: str) -> DamagedOnTheWay:
         "was changed",
         hint="run it again",
     )
-
-
-class Kept:
-    """Granules that were fetched last, by file and number."""
-
-    def __init__(self) -> None:
-        self._granules: OrderedDict[tuple[object, int], memoryview] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, file: object, granule: int) -> memoryview | None:
-        """That granule, if it is still there."""
-        with self._lock:
-            if (file, granule) in self._granules:
-                self._granules.move_to_end((file, granule))
-            return self._granules.get((file, granule))
-
-    def take_over(self, other: Kept) -> None:
-        """What another one has."""
-        with self._lock:
-            self._granules.update(other._granules)
-
-    def keep(self, file: object, granule: int, data: memoryview) -> None:
-        """A copy of it, in place of the one that was not wanted for longest."""
-        with self._lock:
-            self._granules[file, granule] = memoryview(bytes(data))
-            while len(self._granules) > _KEPT:
-                self._granules.popitem(last=False)
 
 
 class StreamedFile:
@@ -162,6 +134,19 @@ class StreamedFile:
             begin = granule * GRANULE - start
             self.kept.keep(self, granule, data[begin : begin + GRANULE])
         return data
+
+    def fill(self, view: memoryview, start: int, stopped: Callable[[], bool]) -> None:
+        """Fill ``view``, whole granules, with one request for all but those at hand at its ends."""
+        first, last = 0, len(view)
+        while first < last and (data := self.kept.find(self, (start + first) // GRANULE)) is not None:
+            view[first : first + len(data)] = data
+            first += len(data)
+        while first < last and (data := self.kept.find(self, (start + last - 1) // GRANULE)) is not None:
+            view[last - len(data) : last] = data
+            last -= len(data)
+        if first < last:
+            self.ranges.fetch(view[first:last], start + first, stopped)
+            self.recognize(view[first:last], start + first)
 
     def recognize(self, data: memoryview, start: int) -> None:
         """Hold whole granules to what they were when they came first. Raises EnvironmentProblem."""

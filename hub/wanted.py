@@ -29,7 +29,7 @@ _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _CARRIED = ("NOTICE",)
 """What goes into a folder of ONNX files along with the licence."""
 _FOREIGN = ("adapter_config.json", "params.json")
-"""What tells that it is no checkpoint, and what it is."""
+"""What tells that it is no checkpoint, and what it is; the second only where there is no config.json."""
 _LARGEST = 64 << 20  # bytes of a file that is no weights
 
 
@@ -43,7 +43,8 @@ def first_files(source: HubSource) -> list[HubFile]:
     """What a plan reads in any case; ``second_files`` depend on them."""
     names = {each.path for each in source.files}
     vocabulary = ("tokenizer.json",) if "tokenizer.json" in names else _VOCABULARIES
-    return _there(source, (*_ALWAYS, *vocabulary, *_FOREIGN, *_indexes(source)))
+    foreign = _FOREIGN[: 1 if "config.json" in names else None]
+    return _there(source, (*_ALWAYS, *vocabulary, *foreign, *_indexes(source)))
 
 
 def second_files(source: HubSource, folder: Path) -> list[HubFile]:

@@ -20,10 +20,11 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, HubRefusal, UsageError
 from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, object_store
-from kconv.hub.multipart import LARGEST, MOST, SMALLEST, left_open, part_borders, put_files
+from kconv.hub.multipart import LARGEST, MOST, SMALLEST, part_borders, put_files
 from kconv.hub.object_names import ObjectPlace, parse_object
 from kconv.hub.object_store import objects_below
 from kconv.hub.stream import WeightStream
+from kconv.hub.upload_notes import journal_folder, left_open
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
@@ -127,7 +128,7 @@ def test_a_failed_upload_leaves_nothing(store: Any, tmp_path: Path, monkeypatch:
         put_files([(path, ObjectPlace(BUCKET, "a.gguf"))])
     assert not keys(store)
     assert not open_parts(store)
-    assert not list(multipart.journal_folder().iterdir())
+    assert not list(journal_folder().iterdir())
 
 
 def test_an_object_of_many_parts_is_the_file(store: Any, tmp_path: Path) -> None:

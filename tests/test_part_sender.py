@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +24,10 @@ from kconv.core.errors import EnvironmentProblem, KconvError
 from kconv.core.outlet import OutletFile
 from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, part_sender
-from kconv.hub.multipart import SMALLEST, left_open, put_files
+from kconv.hub.multipart import SMALLEST, put_files
 from kconv.hub.object_names import ObjectPlace
 from kconv.hub.part_sender import PartSender
+from kconv.hub.upload_notes import left_open
 
 PLACE = ObjectPlace(BUCKET, "made")
 
@@ -103,7 +105,8 @@ def test_a_small_part_on_the_disk_is_sent_at_once(tmp_path: Path, monkeypatch: p
     """Before whoever wrote its last bytes has gone on: nothing holds its memory any more."""
     file = file_of(tmp_path, b"x" * 1000)
     monkeypatch.setattr(part_sender, "IN_MEMORY", 0)
-    monkeypatch.setattr(part_sender, "begun_upload", lambda place, borders: contextlib.nullcontext())
+    begun = contextlib.nullcontext(SimpleNamespace(there={}))
+    monkeypatch.setattr(part_sender, "begun_upload", lambda place, borders, **_: begun)
     monkeypatch.setattr(part_sender, "send_part", lambda upload, index, data: data.decode())
     submit = ThreadPoolExecutor.submit
 
