@@ -6,10 +6,10 @@ called wrong by a kernel's word, and a sample of each format's rows, in which a 
 100,000 blocks is met with a probability of 99.9 %. Which rows, the file's own bytes say (their SHA-256).
 Where there is no second set, or no kernel for a format, libggml encodes everything.
 
-In formats on grids libggml takes seconds for a few million weights, so its sample is smaller, and without a
-second set of wide vectors there is no more than that sample. Of files made elsewhere in these formats bytes
-count only where all, or nearly all, are those of encoding anew: importance data, which most such files are
-made with, change them throughout.
+In formats on grids libggml encodes 1 to 6 million weights a second and core, so its sample takes 25 to 155 s
+of one, however large the file is; without a second set of wide vectors there is no more than that sample. Of
+files made elsewhere in these formats bytes count only where all, or nearly all, are those of encoding anew:
+importance data, which most such files are made with, change them throughout.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from .slabs import Scratch
 SAMPLE = 690_000
 """Blocks of each format that libggml encodes, or all: ln(1 / 0.001) * 100,000."""
 
-# Of formats on grids: 3 to 9 seconds of one core.
-_ON_GRIDS = 40_000
 _PROBED = 8  # rows of a piece, before all of it is encoded on a grid for bytes that may be others throughout
 # Of a file made elsewhere, differing rows are left to the kernels where more than one in so many differ: then
 # its bytes are others throughout, as importance data make them, and only errors are compared.
@@ -72,10 +70,7 @@ class SecondLook:
         blocks: dict[Format, int] = {}
         for format, weights in sizes:
             blocks[format] = blocks.get(format, 0) + weights // format.block_size
-        self._shares = {
-            format: min(1.0, (SAMPLE if format in RECODABLE else _ON_GRIDS) / max(1, count))
-            for format, count in blocks.items()
-        }
+        self._shares = {format: min(1.0, SAMPLE / max(1, count)) for format, count in blocks.items()}
 
     def encode(
         self, tensor: Tensor, format: Format, source: Array, stored: Bytes, scratch: Scratch, first: int

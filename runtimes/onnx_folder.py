@@ -152,7 +152,9 @@ def _named(place: Path, stem: str) -> Path | None:
 
 
 def _type(weights: Counter[str]) -> str:
-    reached, total = 0, weights.total()
+    """f32, which may lose nothing, only where no matrix is coarser; else what a third of those are in."""
+    reached, lossy = 0, weights.total() - weights["f32"]
+    total = weights.total() if weights.total() * _SHARE <= lossy else lossy
     for name in _COARSE_FIRST:
         reached += weights[name]
         if reached and reached >= total * _SHARE:

@@ -15,7 +15,7 @@ HALF = 1 << 8
 """Added to the accuracy level where inputs are FLOAT16."""
 WHOLE = 1 << 9
 """Added where inputs become whole numbers before the product by an operator of the graph's own."""
-_SAME = (
+PASSED = (
     "Reshape",
     "Identity",
     "Transpose",
@@ -23,7 +23,7 @@ _SAME = (
     "DequantizeLinear",
 )  # what a matrix may pass on its way to a product
 _FLOAT, _FLOAT16 = 1, 10  # onnx.proto, TensorProto.DataType
-_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
+PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def _of_product(
     node: Any, made: Mapping[str, Any], cast: Mapping[str, str], stored: Mapping[str, int]
 ) -> Iterator[tuple[str, Tap]]:
     attributes = {each.name: each.i for each in node.attribute}
-    if node.op_type not in _PRODUCTS or attributes.get("transA"):
+    if node.op_type not in PRODUCTS or attributes.get("transA"):
         return
     matrix, turned = node.input[1], False
-    while matrix not in stored and matrix in made and made[matrix].op_type in _SAME:
+    while matrix not in stored and matrix in made and made[matrix].op_type in PASSED:
         turned |= made[matrix].op_type == "Cast"
         matrix = made[matrix].input[0]
     if matrix in stored and node.op_type == "MatMulInteger":

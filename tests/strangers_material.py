@@ -37,11 +37,19 @@ UNSLOTH = {
 """What unsloth's files say of themselves."""
 
 
-def rewritten(path: Path, out: Path, keys: Mapping[str, Any] | None = None, *, tensors_each: int = 0) -> Path:
+def rewritten(
+    path: Path,
+    out: Path,
+    keys: Mapping[str, Any] | None = None,
+    *,
+    tensors_each: int = 0,
+    more: Mapping[str, tuple[np.ndarray[Any, Any], int]] | None = None,
+) -> Path:
     """Copy ``path`` through gguf-py, as gguf_new_metadata.py and gguf-split do, and return the (first) file.
 
     ``keys`` are set, or left out where None; those that are there keep their types. With ``tensors_each`` the
-    copy is in parts of so many tensors, named after ``out``.
+    copy is in parts of so many tensors, named after ``out``. ``more`` tensors take the place of those of
+    their names, or come behind: the bytes of their rows, and ggml's number of their format.
     """
     import gguf
     from gguf.scripts.gguf_new_metadata import MetadataDetails
@@ -65,8 +73,9 @@ def rewritten(path: Path, out: Path, keys: Mapping[str, Any] | None = None, *, t
         elif value is not None:
             kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
             writer.add_key_value(name, value, kind)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    tensors = {each.name: (each.data, each.tensor_type) for each in reader.tensors}
+    for name, (data, kind) in {**tensors, **(more or {})}.items():
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

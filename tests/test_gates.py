@@ -299,10 +299,22 @@ def test_a_file_that_says_it_is_coarser_is_held_to_what_it_holds() -> None:
 
 
 def test_a_file_that_says_it_is_finer_is_held_to_its_word() -> None:
-    for name in ("f32", "q8_0"):
-        boast = layered({"q4_0": 2}, says=NUMBERS[name])
-        assert file_type(boast) == name
-        assert mislabelled(boast) is not None
+    boast = layered({"q4_0": 2}, says=NUMBERS["q8_0"])
+    assert file_type(boast) == "q8_0"
+    assert mislabelled(boast) is not None
+
+
+def test_only_a_file_of_nothing_else_is_f32() -> None:
+    """Above the limit of f32 a file is wrong; what a coarser head costs is a loss."""
+    f32 = NUMBERS["f32"]
+    assert file_type(layered({"f32": 10}, {"f32": 10}, f32)) == "f32"
+    assert file_type(layered({"f32": 900}, {"f32": 50, "q4_0": 50}, f32)) == "q4_0"
+    assert file_type(layered({"f32": 900, "q6_K": 2}, {"q4_0": 50}, f32)) == "q6_K"
+    assert file_type(layered({"f32": 900, "f16": 100})) == "f16"
+    assert file_type(layered({"f16": 900}, {"q4_0": 50}, NUMBERS["f16"])) == "f16"  # whose gate only warns
+    boast = layered({"q4_0": 2}, says=f32)
+    assert file_type(boast) == "q4_0"
+    assert mislabelled(boast) is not None
 
 
 def test_mixtures_are_judged_by_their_layers() -> None:

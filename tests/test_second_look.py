@@ -57,7 +57,7 @@ def test_every_format_gets_libggmls_bytes(format: Format, times: int) -> None:
 def test_what_no_kernel_encodes_is_a_sample_drawn_from_the_bytes() -> None:
     """Of a file of 16 times as many blocks as are encoded of a format on a grid, a sixteenth."""
     format, stored = FORMATS["iq1_m"], libggml(FORMATS["iq1_m"], WEIGHTS)
-    look = SecondLook([(format, 16 * 40_000 * 256)], None, exact=True)
+    look = SecondLook([(format, 16 * SAMPLE * 256)], None, exact=True)
     runs = set()
     for number in range(8):
         changed = stored.copy()

@@ -212,13 +212,15 @@ def file_type(header: GgufHeader) -> str:
     What it says (general.file_type) names a mixture of llama.cpp's (``q4_K_M``) and stands if its format is
     the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
     kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
+    Only a file of nothing else is f32, which may lose nothing: one coarser matrix, such as a head, loses.
     """
     declared, stored = _declared(header), _layer_format(header)
-    if declared is None or stored is None:
-        return declared or stored or "f32"
-    if MIXTURES.get(declared, declared) == stored or _limit_of(declared) < _limit_of(stored):
-        return declared
-    return stored
+    name = stored or declared or "f32"
+    if declared is not None and stored is not None:
+        same = MIXTURES.get(declared, declared) == stored
+        name = declared if same or _limit_of(declared) < _limit_of(stored) else stored
+    exact = GATES[MIXTURES.get(name, name)].measure == "nmse"
+    return (_layer_format(header, lossy=True) or name) if exact else name
 
 
 def mislabelled(header: GgufHeader) -> Finding | None:
@@ -251,15 +253,19 @@ def _limit_of(name: str) -> tuple[bool, float]:
     return row.measure != "nmse", row.limit
 
 
-def _layer_format(header: GgufHeader) -> str | None:
-    """The format the layers' weights are in; of all matrices where there are no layers."""
+def _layer_format(header: GgufHeader, *, lossy: bool = False) -> str | None:
+    """The format the layers' weights are in; of all matrices where there are no layers.
+
+    ``lossy``: of those alone that are in a format that loses something.
+    """
     layers: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for info in header.tensors:
         format = format_of_type(info.ggml_type)
+        name = format.name if format is not None else ""
         matrix = sum(length > 1 for length in info.shape) > 1 and not info.name.endswith("_norm.weight")
-        if matrix and format is not None and format.name in GATES:
-            (layers if _LAYER.search(info.name) else others)[format.name] += math.prod(info.shape)
+        if matrix and name in GATES and not (lossy and GATES[name].measure == "nmse"):
+            (layers if _LAYER.search(info.name) else others)[name] += math.prod(info.shape)
     weights = layers or others
     coarsest = sorted(weights, key=lambda name: (_limit_of(name), weights[name]), reverse=True)
     reached, total = 0, weights.total()

@@ -38,6 +38,7 @@ from ..runtimes.onnx_taps import HALF, WHOLE
 from .inputs import Expected, VerifyOptions
 from .onnx_graphs import is_own
 from .onnx_matched import Match, matches_of
+from .onnx_tied import by_use, head_name
 from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import Finding, RuntimePart
 from .recomputed import LIMIT, QUICK, Sample, runtime_part, sample_of
@@ -83,8 +84,8 @@ def check_folder_runtime(
     if reason is not None:
         return _not_compared(reason), None
     tensors = expected.checkpoint.tensors
-    matches = [] if own else matches_of(folder, tensors)
-    if not own and (reason := _unfound(folder, matches, expected.checkpoint.aliases)) is not None:
+    matches = [] if own else by_use(folder, matches_of(folder, tensors), expected)
+    if not own and (reason := _unfound(folder, matches)) is not None:
         return _not_compared(reason), None
     weights = (
         _weights(folder, tensors)
@@ -168,14 +169,13 @@ def _not_followed(folder: OnnxFolder, expected: Expected) -> str | None:
     return None
 
 
-def _unfound(folder: OnnxFolder, matches: Sequence[Match], aliases: Mapping[str, str]) -> str | None:
+def _unfound(folder: OnnxFolder, matches: Sequence[Match]) -> str | None:
     """Why matrices in blocks cannot be computed with, if some cannot."""
     known = {(each.path, each.name) for each in matches if each.blocks or each.scaled}
     kinds: dict[str, object] = {}
     for each in matches:
         kind = each.stored.dtype, each.blocks and (each.blocks.bits, each.blocks.size), _scale_of(each)
-        source = aliases.get(each.tensor.name, each.tensor.name)
-        if kinds.setdefault(source, kind) != kind:
+        if kinds.setdefault(each.tensor.name, kind) != kind:
             return _TWO_WAYS.of(name=each.tensor.name)
     for file in folder.models:
         for node, name in whole_in(graph_of(file)):
@@ -201,7 +201,7 @@ def _head(expected: Expected, tapped: Mapping[str, object]) -> str | None:
     """The output matrix, in the checkpoint's words; None where nothing was seen to be multiplied by it."""
     sources = sources_of(expected.family, expected.checkpoint)
     names = (name for target in _HEADS for name in sources.get(target, ()))
-    return next((name for name in names if name in tapped), None)
+    return next((name for name in (head_name(expected), *names) if name in tapped), None)
 
 
 def _weights(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
