@@ -16,6 +16,7 @@ import click
 from ..core.errors import KconvError, UsageError
 from ..core.input_files import quoted
 from .batch_file import JobsFile, Table
+from .options import is_in_store
 
 if TYPE_CHECKING:
     from ..flows.batch_jobs import Format, Step
@@ -220,12 +221,17 @@ def _source(file: JobsFile, job: int, value: Any) -> str:
     path = os.path.abspath(file.folder / os.path.expanduser(text))
     if re.match(r"hf:|https?:", text, re.IGNORECASE):
         return text
-    return f"hf://{text}" if is_repository(text.partition("@")[0]) and not os.path.lexists(path) else path
+    return f"hf://{text}" if is_repository(re.split("[@:]", text)[0]) and not os.path.lexists(path) else path
 
 
 def _text(file: JobsFile, job: int | None, key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{file.where(job, key)}: {key} is {quoted(value)}, expected text in quotes")
+    if is_in_store(value):
+        raise UsageError(
+            f"{file.where(job, key)}: {key} is in an object store, which a batch neither reads nor writes",
+            hint="kconv to-gguf converts one model from or to an object store",
+        )
     return value
 
 

@@ -25,6 +25,7 @@ from .download import fetch_files, is_here
 from .gguf_types import models_of_type
 from .names import HubName
 from .ranges import HubRanges
+from .refusals import not_in_cache
 from .source import HubFile, HubSource
 from .stream import StreamedFile
 
@@ -41,9 +42,11 @@ def model_files(source: HubSource, name: HubName) -> list[HubFile]:
     Without a path in the name the only model of the repository is meant, or the only one of the type.
     Raises HubRefusal where there is none, or more than one, and what fetching manifests and headers raises.
     """
-    if name.file is not None:
-        return _parts(source, name.file)
     models = gguf_models(source)
+    if name.file is not None:
+        if source.unreached is not None and not source.listed and source.file(name.file) is None:
+            raise not_in_cache(name, source.commit, models, source.unreached)
+        return _parts(source, name.file)
     if len(models) > 1:
         models = [each for each in models if each not in _companions(source, models)]
     if models and name.type is not None:
@@ -67,6 +70,8 @@ def _of_type(source: HubSource, name: HubName, models: Sequence[str]) -> str:
     found = models_of_type(source, models, name.type or "")
     if len(found) == 1:
         return found[0]
+    if not found and source.unreached is not None and not source.listed:
+        raise not_in_cache(name, source.commit, models, source.unreached)
     bare = replace(name, type=None)
     if found:
         message = f"{bare} has {len(found)} GGUF models of type {name.type}: {_listed(found)}"

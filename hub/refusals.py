@@ -202,6 +202,13 @@ def partial_cache(name: HubName, commit: str, there: Sequence[str], why: KconvEr
     return type(why)(f"{held}: {shown}; {why.message}", hint=why.hint)
 
 
+def not_in_cache(name: HubName, commit: str, there: Sequence[str], why: KconvError) -> KconvError:
+    """The same for a GGUF of a repository whose list is not known; ``there`` are those that are."""
+    shown = f", which has {_named(there)}" if there else ""
+    held = f"hf://{name} is not in the Hub's cache (commit {commit[:12]}){shown}"
+    return type(why)(f"{held}; {why.message}", hint=why.hint)
+
+
 def _named(names: Sequence[str]) -> str:
     """The first few, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

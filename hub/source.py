@@ -95,8 +95,13 @@ def resolve(text: str | HubName) -> HubSource:
     assert unreached is not None
     if not snapshot(name.repository, commit).is_dir():
         raise unreached
-    files = [HubFile(path, size, etag) for path, size, etag in cached_files(name.repository, commit)]
+    files = [_as_cached(*each) for each in cached_files(name.repository, commit)]
     return HubSource(name, commit, tuple(files), listed=False, unreached=unreached)
+
+
+def _as_cached(path: str, size: int, etag: str) -> HubFile:
+    """A file by what the cache calls its contents: SHA-256 of large ones, Git's id of others."""
+    return HubFile(path, size, etag, etag if _SHA256.fullmatch(etag) else None)
 
 
 def _commit(name: HubName) -> tuple[str, KconvError | None]:

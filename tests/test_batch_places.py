@@ -30,6 +30,11 @@ pytestmark = pytest.mark.usefixtures("kconv_server")
             " 2행([defaults]): ",
         ),
         (
+            '[[jobs]]\nsource = "x"\noutput = "s3://shelf/x"\n',
+            ", line 3 (job 1): output is in an object store, which a batch neither reads nor writes",
+            " 3행(1번째 작업): output이(가) 오브젝트 스토리지에 있는데, batch는",
+        ),
+        (
             '[[jobs]]\nsource = "x"\n[[jobs]]\n',
             ", line 3 (job 2) has no source",
             " 3행(2번째 작업): source가 없",

@@ -198,7 +198,7 @@ def test_the_card_says_what_the_manifests_say(tmp_path: Path) -> None:
         "llama-server -hf tester/small-GGUF:Q4_K_M",
         "ollama run hf.co/tester/small-GGUF:Q4_K_M",
         "lms get https://huggingface.co/tester/small-GGUF",
-        "hf download tester/small-GGUF small-Q4_K_M.gguf --local-dir .",
+        'kconv run hf://tester/small-GGUF/small-Q4_K_M.gguf -p "안녕하세요"',
     ):
         assert f"\n{command}\n" in english
         assert f"\n{command}\n" in korean
@@ -335,7 +335,7 @@ def test_models_that_llama_server_cannot_run(tmp_path: Path) -> None:
     path = with_manifest(gguf_file(tmp_path / "m.gguf", arch="t5"), architecture="t5")
     card = model_card(read_release([path]), repository="tester/x")
     assert "llama-server -hf" not in card
-    assert "kconv run m.gguf" in card
+    assert "kconv run hf://tester/x/m.gguf" in card
 
 
 def release_of(tmp_path: Path) -> Release:
