@@ -106,16 +106,16 @@ def command(
     if report is not None:
         refuse_report(report, force=force)
 
-    from ..core.text_files import read_texts
-    from ..flows.recommendation import of_comparison
     from .progress import announce, shown_progress
     from .telling import Teller
 
-    read = read_texts(texts) if texts else None
-    wanted = asked(types, options)
     with shown_progress() as progress, Teller(progress, quiet=as_json, files=keep) as observer:
+        from ..core.text_files import read_texts
         from ..flows.compare import compare
+        from ..flows.recommendation import of_comparison
 
+        read = read_texts(texts) if texts else None
+        wanted = asked(types, options)
         comparison = compare(
             checkpoint,
             output,
@@ -135,9 +135,9 @@ def command(
         _print_summary(comparison)
         say_recommended(chosen, command)
     if report is not None:
-        from ..report.comparison import write_comparison
+        with naming_the_report(), shown_progress():
+            from ..report.comparison import write_comparison
 
-        with naming_the_report():
             write_comparison(comparison, report, force=force)
     if as_json:
         more = {"recommended": recommended_json(chosen, command)}

@@ -73,8 +73,6 @@ def command(
     login`.
     """
     from ..core.errors import UsageError
-    from ..flows.release import read_release
-    from ..flows.upload import check_name, hashed, objections, refuse
     from ..hub.names import is_repository
     from .progress import shown_progress
 
@@ -84,12 +82,15 @@ def command(
             f"{repository} is a file, expected the name of a repository",
             hint=f"kconv upload {shlex.join(words)}",
         )
-    check_name(repository)
     if create_pr and revision is not None:
         raise UsageError("--create-pr and --revision cannot be combined", hint="leave one of them out")
-    release = read_release(files, stated(options))
-    say_unknown_base(release)
     with shown_progress() as progress:
+        from ..flows.release import read_release
+        from ..flows.upload import check_name, hashed, objections, refuse
+
+        check_name(repository)
+        release = read_release(files, stated(options))
+        say_unknown_base(release)
         digests = hashed(release, progress)
     against = objections(release, digests)
     for each in against if force else ():
@@ -142,10 +143,11 @@ def _show(
     from ..flows.artifacts import README
     from ..flows.upload import plan, sizes
     from ..report.model_card import model_card
+    from .progress import shown_progress
 
-    text = model_card(
-        release, languages=chosen, repository=repository, quantized_by=repository.partition("/")[0]
-    )
+    with shown_progress():
+        maker = repository.partition("/")[0]
+        text = model_card(release, languages=chosen, repository=repository, quantized_by=maker)
     rows = [*sizes(plan(release, digests)), (README, len(text.encode()))]
     if as_json:
         listed = [{"name": name, "bytes": size} for name, size in rows]
