@@ -1,4 +1,4 @@
-"""Every command shows in a terminal that it is at work, soon; the same commands send plain lines to a pipe."""
+"""Every command shows in a terminal that it is at work, and soon; to a pipe it sends plain lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = [
     "plan small",
     "quantize small-F32.gguf -q q4_0 -o made",
     "imatrix small --text text.txt -o made.gguf --chunks 1 --window 32",
-    "compare small -q q4_0 --tokens 32",
+    "compare small -q q4_0,q8_0 --tokens 32",
     "verify small-F32.gguf --against small --tokens 32 --report made.html",
     "run small-F32.gguf -p 서울 -n 4",
     "card small-F32.gguf",
