@@ -53,18 +53,21 @@ def command(
     on the Hub (hf://org/name/x.gguf, org/name:Q4_K_M) headers and manifests are fetched, no weights.
     """
     from ..core.errors import UsageError
-    from ..flows.release import read_release
     from ..hub.names import is_repository
-    from ..report.model_card import model_card, write_card
+    from .progress import shown_progress
 
     if repo is not None and not is_repository(repo):
         raise UsageError(f"--repo {repo} is not the name of a repository", hint="write it as org/name")
-    release = read_release(files, stated(options))
-    say_unknown_base(release)
-    maker = quantized_by or (repo or "").partition("/")[0] or None
-    text = model_card(release, languages=languages(lang), repository=repo, quantized_by=maker)
-    if output is not None:
-        write_card(text, output, force=force)
+    with shown_progress():
+        from ..flows.release import read_release
+        from ..report.model_card import model_card, write_card
+
+        release = read_release(files, stated(options))
+        say_unknown_base(release)
+        maker = quantized_by or (repo or "").partition("/")[0] or None
+        text = model_card(release, languages=languages(lang), repository=repo, quantized_by=maker)
+        if output is not None:
+            write_card(text, output, force=force)
     if as_json:
         path = None if output is None else str(output)
         unproven = [each.name for each in release.artifacts if not each.evidence.proven]

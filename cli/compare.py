@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .console import (
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
+from .layout import columns
 from .options import PATH, force_option, json_option, read_size, threads_option, verbose_option
 from .recommended import command_of, recommended_json, say_recommended
 from .report_option import naming_the_report, refuse_report
@@ -106,16 +108,16 @@ def command(
     if report is not None:
         refuse_report(report, force=force)
 
-    from ..core.text_files import read_texts
-    from ..flows.recommendation import of_comparison
     from .progress import announce, shown_progress
     from .telling import Teller
 
-    read = read_texts(texts) if texts else None
-    wanted = asked(types, options)
     with shown_progress() as progress, Teller(progress, quiet=as_json, files=keep) as observer:
+        from ..core.text_files import read_texts
         from ..flows.compare import compare
+        from ..flows.recommendation import of_comparison
 
+        read = read_texts(texts) if texts else None
+        wanted = asked(types, options)
         comparison = compare(
             checkpoint,
             output,
@@ -135,9 +137,9 @@ def command(
         _print_summary(comparison)
         say_recommended(chosen, command)
     if report is not None:
-        from ..report.comparison import write_comparison
+        with naming_the_report(), shown_progress():
+            from ..report.comparison import write_comparison
 
-        with naming_the_report():
             write_comparison(comparison, report, force=force)
     if as_json:
         more = {"recommended": recommended_json(chosen, command)}
@@ -151,11 +153,21 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
-    say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
-    say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")
-    say("of the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's,")
-    say("'chosen' files whose formats were chosen by measured losses")
+    rows = [_row(each) for each in comparison.types]
+    header = ("type", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
+    if columns(sys.stdout) is None:  # a terminal has room for one of the two sizes
+        header = (*header[:1], "bytes", *header[1:])
+        counts = [f"{each.bytes:,}" for each in comparison.types]
+        rows = [(row[0], count, *row[1:]) for row, count in zip(rows, counts, strict=True)]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    right = tuple(range(1, header.index("gate")))
+    say(f"\n{table(rows, header=header, right=right)}\n", wrap=False)
+    say(
+        "mean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that of "
+        "the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's, "
+        "'chosen' files whose formats were chosen by measured losses"
+    )
     for each in comparison.types:
         if each.choice is not None:
             say(f"\n{each.type}:\n{choice_text(each.choice)}")
@@ -170,7 +182,7 @@ def _row(each: ComparedType) -> tuple[str, ...]:
     from ..report.names import verdict_word
     from ..report.text import with_error
 
-    size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
+    size = (each.type, size_text(each.bytes), f"{each.bits_per_weight:.2f}")
     kind = "" if each.stock else _("changed") if each.choice is None else _("chosen")
     figures = each.figures
     if figures is None:

@@ -32,11 +32,14 @@ def command(family: str, folder: Path, force: bool, as_json: bool, verbose: bool
     Nothing is downloaded. `kconv models` lists the families. A folder with any other content is never
     overwritten.
     """
-    from ..converters.samples import SAMPLES, write_sample
+    from .progress import shown_progress
 
-    # Names are those of the table, in whatever case the user writes them.
-    name = next((known for known in SAMPLES if known.lower() == family.lower()), family)
-    place = write_sample(name, folder, force=force)
+    with shown_progress():
+        from ..converters.samples import SAMPLES, write_sample
+
+        # Names are those of the table, in whatever case the user writes them.
+        name = next((known for known in SAMPLES if known.lower() == family.lower()), family)
+        place = write_sample(name, folder, force=force)
     files = sorted(path for path in place.rglob("*") if path.is_file())
     sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
     if as_json:

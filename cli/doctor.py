@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from .errors import ENVIRONMENT
 from .layout import columns, width, wrapped
 from .options import json_option, verbose_option
 from .versions import versions
+
+if TYPE_CHECKING:
+    from ..runtimes.finding import Finding
 
 EXAMPLES = """\b
 Examples:
@@ -40,18 +44,16 @@ def command(as_json: bool, verbose: bool) -> None:
     Each library is tried in a process of its own, so a crash is reported here, followed by how to fix it.
     The only thing written is a file in the user's cache folder that records whether llama.cpp works.
     """
-    from ..runtimes.examination import examine
+    from .progress import shown_progress
 
     findings = []
-    for finding in examine(versions(_MORE)):
-        findings.append(finding)
-        if as_json:
-            continue
-        mark = "" if finding.level == "ok" else f"{finding.level}: "
-        name = said(finding.name)
-        _say(f"{name}{' ' * (_NAMES - width(name))}{said(mark)}{said(finding.text)}", _NAMES)
-        if finding.mend:
-            _say(" " * _NAMES + _("to fix it: {mend}", mend=finding.mend), 0)
+    with shown_progress():
+        from ..runtimes.examination import examine
+
+        for finding in examine(versions(_MORE)):
+            findings.append(finding)
+            if not as_json:
+                _show(finding)
     broken = [finding.name for finding in findings if finding.level == "broken"]
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings], "broken": broken})
@@ -62,6 +64,14 @@ def command(as_json: bool, verbose: bool) -> None:
     sys.stdout.flush()
     if broken:
         raise click.exceptions.Exit(ENVIRONMENT)
+
+
+def _show(finding: Finding) -> None:
+    mark = "" if finding.level == "ok" else f"{finding.level}: "
+    name = said(finding.name)
+    _say(f"{name}{' ' * (_NAMES - width(name))}{said(mark)}{said(finding.text)}", _NAMES)
+    if finding.mend:
+        _say(" " * _NAMES + _("to fix it: {mend}", mend=finding.mend), 0)
 
 
 def _say(text: str, indent: int) -> None:

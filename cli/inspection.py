@@ -44,9 +44,12 @@ def command(path: str | Path, every_tensor: bool, as_json: bool, verbose: bool) 
     """
     if isinstance(path, Path) and not path.exists():
         raise InputError(f"{path} does not exist", hint="give a checkpoint, a GGUF file or an ONNX folder")
-    from .descriptions import describe
+    from .progress import shown_progress
 
-    description = describe(path)
+    with shown_progress():
+        from .descriptions import describe
+
+        description = describe(path)
     if as_json:
         emit_json(description)
         return

@@ -27,7 +27,10 @@ Examples:
 @verbose_option
 def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     """List the architectures, types, vocabulary adapters and chat templates that kconv supports."""
-    known = supported()
+    from .progress import shown_progress
+
+    with shown_progress():
+        known = supported()
     if as_json:
         emit_json(known)
         return

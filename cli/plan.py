@@ -65,12 +65,12 @@ def command(
     conversion, since it is part of the file. Of a repository of the Hub (org/name) no more than those headers
     and small files is fetched.
     """
-    from ..flows.recommendation import for_this_machine, free_memory
     from .progress import shown_progress
     from .telling import Teller
 
     with shown_progress() as progress, Teller(progress, quiet=as_json, tokens=False) as observer:
         from ..flows.plan import plan
+        from ..flows.recommendation import for_this_machine, free_memory
         from ..quant.policy import POLICIES
 
         wanted = asked(types_or(types, tuple(POLICIES), options), options)

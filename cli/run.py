@@ -175,14 +175,10 @@ def command(
     if prompt is None and fill is None and not as_json and in_a_terminal():
         _converse(path, tokens, options, verbose=verbose)
         return
-    try:
-        text = read_prompt(prompt, fill)
-    except UsageError:
-        _check(path)  # what is wrong with the file comes first: no prompt would make it run
-        raise
-
+    text = ""
     try:
         with shown_progress() as shown:
+            text = _asked(path, prompt, fill)
             from ..flows.generate import generate
 
             answer = generate(
@@ -216,12 +212,16 @@ def _here(artifact: str | Path) -> Path:
         return local_artifact(artifact, shown)
 
 
-def _check(path: Path) -> None:
-    """Raise InputError where nothing at ``path`` can be asked anything."""
-    from ..runtimes.loading import open_artifact
+def _asked(path: Path, prompt: str | None, fill: str | None) -> str:
+    """The prompt. Where there is none, what is wrong with the file comes first: no prompt mends that."""
+    try:
+        return read_prompt(prompt, fill)
+    except UsageError:
+        from ..runtimes.loading import open_artifact
 
-    with contextlib.suppress(EmbedsOnly):
-        open_artifact(path)
+        with contextlib.suppress(EmbedsOnly):
+            open_artifact(path)
+        raise
 
 
 def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, verbose: bool) -> None:

@@ -75,8 +75,6 @@ def command(
     (hf://org/name/x.gguf, org/name:Q4_K_M) are downloaded first. Log in with `hf auth login`.
     """
     from ..core.errors import UsageError
-    from ..flows.release import read_release
-    from ..flows.upload import check_name, hashed, objections, refuse
     from ..hub.names import is_repository
     from .progress import shown_progress
 
@@ -86,13 +84,15 @@ def command(
             f"{repository} is a file, expected the name of a repository",
             hint=f"kconv upload {shlex.join(words)}",
         )
-    check_name(repository)
     if create_pr and revision is not None:
         raise UsageError("--create-pr and --revision cannot be combined", hint="leave one of them out")
     with shown_progress() as progress:
+        from ..flows.release import read_release
+        from ..flows.upload import check_name, hashed, objections, refuse
+
+        check_name(repository)
         release = read_release(files, stated(options), fetch=True, progress=progress)
-    say_unknown_base(release)
-    with shown_progress() as progress:
+        say_unknown_base(release)
         digests = hashed(release, progress)
     against = objections(release, digests)
     for each in against if force else ():
@@ -145,10 +145,11 @@ def _show(
     from ..flows.artifacts import README
     from ..flows.upload import plan, sizes
     from ..report.model_card import model_card
+    from .progress import shown_progress
 
-    text = model_card(
-        release, languages=chosen, repository=repository, quantized_by=repository.partition("/")[0]
-    )
+    with shown_progress():
+        maker = repository.partition("/")[0]
+        text = model_card(release, languages=chosen, repository=repository, quantized_by=maker)
     rows = [*sizes(plan(release, digests)), (README, len(text.encode()))]
     if as_json:
         listed = [{"name": name, "bytes": size} for name, size in rows]

@@ -131,14 +131,14 @@ def command(
         refuse_report(report, force=force)
     _refuse_folder(artifact, against)
 
-    from ..core.text_files import read_texts
-    from .policy import read_policy
     from .progress import announce, shown_progress
     from .telling import ProofTeller
 
     with shown_progress() as progress, ProofTeller(quiet=as_json) as observer:
+        from ..core.text_files import read_texts
         from ..flows.verify import verify
         from ..verify.gates import parse_gates, positive
+        from .policy import read_policy
 
         limits, upper = ({}, None) if policy is None else read_policy(policy)
         limits.update(parse_gates(gates))
@@ -163,13 +163,15 @@ def command(
             observer=observer,
         )
     if not as_json:  # before the report, so that a full disk does not cost the verdict
-        from .proof_text import proof_rest
+        with shown_progress():
+            from .proof_text import proof_rest
 
-        click.echo(f"\n{proof_rest(proof)}")
+            text = proof_rest(proof)
+        click.echo(f"\n{text}")
     if report is not None:
-        from ..report.html import write_report
+        with naming_the_report(), shown_progress():
+            from ..report.html import write_report
 
-        with naming_the_report():
             write_report([proof], report, force=force)
     if as_json:
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
