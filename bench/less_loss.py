@@ -25,7 +25,7 @@ from kconv.converters.intake import open_model
 from kconv.converters.mapping import build
 from kconv.converters.samples import SAMPLES, write_sample
 from kconv.converters.tokenizer import read_tokenizer
-from kconv.core.errors import KconvError
+from kconv.core.errors import InputError
 from kconv.core.text_files import read_text
 from kconv.flows.convert import to_gguf
 from kconv.flows.full_statistics import collecting
@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--chunks", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="go on where an earlier run has ended")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = checkpoint_at(name, Path(folder))
             reading = Reading(checkpoint, asked.test, asked.tokens, asked.threads)
-            for seed in range(asked.seeds):
+            for seed in range(asked.first_seed, asked.seeds):
                 worse += measured(asked, name, checkpoint, reading, seed, Path(folder))
     print(f"worse beyond two standard errors: {', '.join(worse) or 'none'}")
     return 1 if worse else 0
@@ -78,13 +79,13 @@ def measured(asked, name, checkpoint, reading, seed, folder):
                 path, begun = folder / f"{type_name.replace(':', '-')}-{optimize}.gguf", time.monotonic()
                 made = to_gguf(
                     checkpoint, path, types=(type_name,), imatrix=statistics, optimize=optimize,
-                    verify="off", threads=asked.threads, **keep,
+                    verify="off", threads=asked.threads, force=True, **keep,
                 )  # fmt: skip
                 seconds = time.monotonic() - begun
                 note = next((n.message for n in made.notes if "optimized" in n.name), "")
                 kls.append(reading.kl_by_window(path))
                 path.unlink()
-        except KconvError as error:  # a format the rows of this model do not take
+        except InputError as error:  # a format the rows of this model do not take
             print(f"| {name} | {type_name} | {seed} | {error.message[:80]} | | | | | |", flush=True)
             continue
         plain, optimized = kls

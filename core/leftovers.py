@@ -38,6 +38,12 @@ from .system_files import (
 OLD_AGE = 24 * 3600
 """Seconds without a change after which something without a lock counts as left."""
 
+GATHERING = ".gathering"
+"""The end of the names of folders of what has been measured."""
+
+GATHERED = ("asked.json", "pass.json")
+"""Files by one of which such a folder is known."""
+
 State = Literal["left", "in use", "unknown"]
 
 # What kconv called such files while it did not lock them.
@@ -69,7 +75,8 @@ def find_leftovers(folder: Path) -> list[Leftover]:
     for path in _candidates(folder, unlocked=True):
         with _locked(path) as state:
             if state is not None:
-                leftovers.append(Leftover(path, _size(path), state, path in kept))
+                goes_on = path in kept or _is_gathering(path)
+                leftovers.append(Leftover(path, _size(path), state, goes_on))
     return leftovers
 
 
@@ -190,8 +197,14 @@ def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
     return [
         folder / name
         for name in sorted(names)
-        if NAMES.fullmatch(name) or (unlocked and _BEFORE_LOCKS.fullmatch(name))
+        if NAMES.fullmatch(name)
+        or (unlocked and (_BEFORE_LOCKS.fullmatch(name) or _is_gathering(folder / name)))
     ]
+
+
+def _is_gathering(path: Path) -> bool:
+    """Whether it is a folder of what has been measured (flows/kept_work.py), whose name has no mark."""
+    return path.name.endswith(GATHERING) and any((path / name).is_file() for name in GATHERED)
 
 
 @contextlib.contextmanager

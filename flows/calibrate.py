@@ -16,13 +16,14 @@ from ..core.model import Model
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of, importance_to_be, read_importance
 from ..reference.reading import Reading
-from ..verify.inputs import Expected, VerifyOptions, proof_windows
+from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
 from ..verify.logits import TOGETHER
 from .automatic import Known
 from .choose import refuse_impossible
 from .full_statistics import collecting, digest_of, kept_statistics, statistics_path, to_be_optimized, within
 from .importance import measure_activations, named_texts
 from .plan_files import plan_files, plan_of_target
+from .probing import refuse_proof_text
 from .results import Run
 from .resume import journal_of
 
@@ -53,6 +54,7 @@ def learn(
     """
     to_be = importance_to_be(model.tensors)
     plan_of = partial(plan_of_target, model, companions, to_be)
+    _refuse_proof_text(expected, targets, options, run)
     refuse_impossible(targets, replace(expected, model=model), to_be, options, plan_of, run)
     _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
@@ -68,6 +70,14 @@ def learn(
         calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
         importance, read = calibration.importance, calibration.known
     return to_be_optimized(importance, optimize=options.optimize), read
+
+
+def _refuse_proof_text(expected: Expected, targets: Sequence[Target], options: Options, run: Run) -> None:
+    """Raise InputError where formats or codes would be chosen on the text of the proof."""
+    if options.optimize or any(target.wish is not None for target in targets):
+        texts = named_texts([Path(path) for path in options.calibrate])
+        windows = text_windows(expected, list(texts.values()), tokens=None, window=None)
+        refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
 
 
 def calibrate(

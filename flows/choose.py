@@ -19,12 +19,12 @@ from ..quant.chosen_policy import choosable, chosen_policy, refuse_other_archite
 from ..quant.formats import Format
 from ..quant.importance import SPARED, Importance
 from ..quant.policy_file import Choice, read_choice
-from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
+from ..verify.inputs import Expected, VerifyOptions, text_windows
 from .chooser import Chooser, Found, PlanOf
 from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
-from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
+from .probing import Losses, Prober, probe_windows, refuse_silent
 from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
@@ -110,16 +110,15 @@ def refuse_impossible(
     plan_of: PlanOf,
     run: Run,
 ) -> None:
-    """Raise InputError before any long work: for sizes and losses below what is on the menu, for encoders and
-    for texts the files are proven on. ``importance`` says which tensors will have data.
+    """Raise InputError before any long work: for encoders, and sizes and losses below what is on the menu.
+
+    ``importance`` says which tensors will have data.
     """
     model = expected.model
     wished = [target for target in targets if target.wish is not None and target.wish.kind != "policy"]
     if not wished:
         return
     refuse_silent(model, encoder=expected.family.encoder_only)
-    windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
-    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     menu = _menu(options)
     tensors = choosable(model, wished[0].policy)
     sizes = {tensor.name: dict.fromkeys(offered(tensor, menu, importance), 0.0) for tensor in tensors}

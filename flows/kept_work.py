@@ -24,6 +24,7 @@ from ..core import progress
 from ..core.checkpoint import Checkpoint
 from ..core.claims import claimed_folder
 from ..core.errors import EnvironmentProblem
+from ..core.leftovers import GATHERED, GATHERING
 from ..core.system_files import synced
 from ..reference.saved_pass import MARK
 from .kept_strengths import STRENGTHS
@@ -32,12 +33,12 @@ from .results import Run
 PASS = "statistics"
 """The folder in that of a conversion which has what a pass gathers."""
 
-_ASKED = "asked.json"
+_ASKED = GATHERED[0]
 
 
 def work_folder(path: Path) -> Path:
     """Where what is measured for the file ``path`` is kept."""
-    return path.absolute().with_name(f"{path.name}.gathering")
+    return path.absolute().with_name(f"{path.name}{GATHERING}")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import pytest
 from kconv.converters.samples import write_sample
 from kconv.core import progress as core_progress
 from kconv.core.errors import EnvironmentProblem
+from kconv.core.leftovers import OLD_AGE, find_leftovers, remove, sweep
 from kconv.flows.convert import to_gguf
 from kconv.flows.kept_work import held_work, work_folder
 
@@ -148,3 +149,24 @@ def test_two_conversions_to_one_file_are_told(checkpoint: Path, text: Path, tmp_
     ):
         converted(checkpoint, text, path, resume=True)
     assert not path.exists()
+
+
+def test_clean_finds_what_a_killed_run_has_measured(tmp_path: Path) -> None:
+    """Its lock says that it is in use; without one, age decides, since its name tells no machine."""
+    folder = work_folder(tmp_path / "made.gguf")
+    with held_work(tmp_path / "made.gguf", resume=False):
+        (folder / "asked.json").write_text("{}", encoding="utf-8")
+        (found,) = find_leftovers(tmp_path)
+        assert (found.path, found.state, found.kept) == (folder, "in use", True)
+    (tmp_path / "photos.gathering").mkdir()
+    folder.mkdir()
+    mark = folder / "asked.json"
+    mark.write_text("{}", encoding="utf-8")
+    sweep(tmp_path)
+    assert [(each.path, each.state) for each in find_leftovers(tmp_path)] == [(folder, "unknown")]
+    old = time.time() - 2 * OLD_AGE
+    for path in (mark, folder):
+        os.utime(path, (old, old))
+    assert [(each.state, each.kept) for each in find_leftovers(tmp_path)] == [("left", True)]
+    assert remove(folder) is not None
+    assert not folder.exists()

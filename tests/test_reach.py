@@ -22,6 +22,7 @@ from kconv.quant.chosen_policy import choosable
 from kconv.quant.formats import Format
 from kconv.quant.importance import importance_to_be
 from kconv.quant.wish import Wanted
+from kconv.vocab.texts import udhr
 
 TEXTS = Path(__file__).resolve().parent.parent / "tools" / "demo_texts"
 
@@ -46,6 +47,19 @@ def test_a_loss_out_of_reach_is_refused_early(
     assert "--menu" in str(caught.value.hint)
     assert not before & set(stages)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_codes_are_not_chosen_on_the_text_of_the_proof(tmp_path: Path) -> None:
+    folder = write_sample("42dot", tmp_path / "sample")
+    text = tmp_path / "same.txt"
+    text.write_text("\n".join(udhr("kor")), encoding="utf-8")
+    stages: list[str] = []
+    with pytest.raises(InputError, match="the one the files are proven on"):
+        to_gguf(
+            folder, tmp_path / "out", types=("q4_0",), calibrate=(text,), optimize=True, threads=1,
+            progress=lambda stage, done, total: stages.append(stage),
+        )  # fmt: skip
+    assert "reference" not in stages
 
 
 def bits_of(format: Format) -> float:
