@@ -159,7 +159,7 @@ def _verify(results: Results, checkpoint: Path, programs: Path, out: Path, windo
 def _kl(told: object) -> float:
     """The mean KL divergence in what ``kconv verify --json`` prints, wherever it stands."""
     if isinstance(told, dict):
-        if isinstance(found := told.get("mean_kl"), float):
+        if isinstance(found := told.get("kl_mean"), float):
             return found
         told = list(told.values())
     if isinstance(told, list):
