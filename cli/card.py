@@ -50,6 +50,7 @@ def command(
     Studio and onnxruntime, chat format, licence, versions. `kconv upload` writes it by itself.
     """
     from ..core.errors import UsageError
+    from ..flows.folder_card import record_card
     from ..flows.release import read_release
     from ..hub.names import is_repository
     from ..report.model_card import model_card, write_card
@@ -62,6 +63,7 @@ def command(
     text = model_card(release, languages=languages(lang), repository=repo, quantized_by=maker)
     if output is not None:
         write_card(text, output, force=force)
+        record_card(output)
     if as_json:
         path = None if output is None else str(output)
         unproven = [each.name for each in release.artifacts if not each.evidence.proven]
