@@ -24,18 +24,30 @@ KCONV = str(Path(sys.executable).parent / "kconv")
 GENAI = ".dev/genai/bin/python"
 PROMPT, MORE, ROUNDS = 128, 64, 5
 
-# All: a model, the length of the prompt, how many tokens follow, threads; prints rates and MiB as JSON.
+# All: a model, the length of the prompt, how many tokens follow, threads; prints as JSON the rates of both by
+# the clock, those by processor time, which other work on the machine leaves alone (of one thread: several
+# wait for each other by computing), and MiB.
+BEGIN = """
+import json, sys, time
+path, prompt, more, threads = sys.argv[1], *map(int, sys.argv[2:])
+now = lambda: (time.perf_counter(), time.process_time())
+"""
 END = """
 print()
 status = open("/proc/self/status").read()
 memory = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-print(json.dumps([prompt / (times[1] - times[0]), more / (times[2] - times[1]), memory]))
+counts = (prompt, more)
+rates = [
+    count / (after - before)
+    for clock in zip(*times)
+    for count, before, after in zip(counts, clock, clock[1:])
+]
+print(json.dumps([*rates, memory]))
 """
 IN_GENAI = (
-    """
-import json, sys, time, tempfile, os
+    BEGIN
+    + """
 import onnxruntime_genai as genai
-path, prompt, more, threads = sys.argv[1], *map(int, sys.argv[2:])
 config = genai.Config(path)
 config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
 model = genai.Model(config)
@@ -45,12 +57,12 @@ def run():
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=512, do_sample=False)
     generator = genai.Generator(model, parameters)
-    times = [time.perf_counter()]
+    times = [now()]
     generator.append_tokens(ids[:prompt])
-    times.append(time.perf_counter())
+    times.append(now())
     for token in ids[prompt:]:
         generator.append_tokens([token])
-    times.append(time.perf_counter())
+    times.append(now())
     return times
 
 run()
@@ -59,20 +71,19 @@ times = run()
     + END
 )
 IN_LLAMA_CPP = (
-    """
-import json, sys, time
+    BEGIN
+    + """
 from llama_cpp import Llama
-path, prompt, more, threads = sys.argv[1], *map(int, sys.argv[2:])
 model = Llama(path, n_ctx=512, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
 ids = [place * 97 % 40000 for place in range(prompt + more)]
 model.eval(ids[:prompt])
 model.reset()
-times = [time.perf_counter()]
+times = [now()]
 model.eval(ids[:prompt])
-times.append(time.perf_counter())
+times.append(now())
 for token in ids[prompt:]:
     model.eval([token])
-times.append(time.perf_counter())
+times.append(now())
 """
     + END
 )
@@ -97,11 +108,13 @@ def main() -> None:
             for name, program in programs.items():
                 command = [*program, str(PROMPT), str(MORE), threads]
                 found[name].append(json.loads(subprocess.check_output(command).splitlines()[-1]))
-    print(f"| {PROMPT} tokens, then {MORE}, {threads} threads | prompt/s | answer/s | MiB |")
-    print("|---|---:|---:|---:|")
+    measured = f"{PROMPT} tokens, then {MORE}, {threads} threads"
+    print(f"| {measured} | prompt/s | answer/s | prompt, processor | answer, processor | MiB |")
+    print("|---|---:|---:|---:|---:|---:|")
     for name, rounds in found.items():
-        prompt, answer, memory = zip(*rounds, strict=True)
-        print(f"| {name} | {max(prompt):.0f} | {max(answer):.1f} | {min(memory):.0f} |", flush=True)
+        *rates, memory = zip(*rounds, strict=True)
+        cells = " | ".join(f"{max(each):.1f}" for each in rates)
+        print(f"| {name} | {cells} | {min(memory):.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def card_and_manifest(
 
 
 def record_card(path: Path) -> None:
-    """Have the manifest of an ONNX folder name the README.md just written into it; any other file stays as it is.
+    """Have the manifest of an ONNX folder name the README.md just written into it.
 
     Raises OSError where the manifest cannot be written.
     """
