@@ -59,6 +59,7 @@ def command(
     if repo is not None and not is_repository(repo):
         raise UsageError(f"--repo {repo} is not the name of a repository", hint="write it as org/name")
     with shown_progress():
+        from ..flows.folder_card import record_card
         from ..flows.release import read_release
         from ..report.model_card import model_card, write_card
 
@@ -68,6 +69,7 @@ def command(
         text = model_card(release, languages=languages(lang), repository=repo, quantized_by=maker)
         if output is not None:
             write_card(text, output, force=force)
+            record_card(output)
     if as_json:
         path = None if output is None else str(output)
         unproven = [each.name for each in release.artifacts if not each.evidence.proven]

@@ -79,6 +79,7 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         (_("type"), description.get("file_type")),
         (_("flavour"), description.get("flavour")),
         (_("runs in"), _runtime_text(description.get("least_onnxruntime"))),
+        (_("left to the CPU"), _left_text(description.get("left_to_cpu"))),
         (_("bits per weight"), None if bits is None else f"{bits:.2f}"),
         (_("formats chosen"), description.get("formats_chosen")),
         (_("codes chosen"), description.get("codes_chosen")),
@@ -103,6 +104,16 @@ def _print_summary(description: Mapping[str, Any]) -> None:
 
 def _runtime_text(least: str | None) -> str | None:
     return None if least is None else _("onnxruntime {version} or newer", version=least)
+
+
+def _left_text(left: Mapping[str, Sequence[str]] | None) -> str | None:
+    """What providers leave to the CPU, such as ``Attention by WebGPU; nothing by OpenVINO``."""
+    if left is None:
+        return None
+    return "; ".join(
+        _("{operators} by {provider}", operators=", ".join(kinds) or _("nothing"), provider=provider)
+        for provider, kinds in left.items()
+    )
 
 
 def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:

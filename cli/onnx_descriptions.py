@@ -28,6 +28,7 @@ def describe_onnx(folder: Path) -> Description:
     from ..converters.card import general_metadata
     from ..converters.targets import manifest_path
     from ..runtimes.onnx_folder import open_onnx
+    from ..runtimes.onnx_left import left_to_cpu
 
     opened = open_onnx(folder, runs=False)
     files = opened.without_weights
@@ -45,6 +46,7 @@ def describe_onnx(folder: Path) -> Description:
         "file_type": opened.type,
         "flavour": opened.flavour,
         "least_onnxruntime": opened.least,
+        "left_to_cpu": left_to_cpu(opened.operators),
         "hyperparameters": {
             str(key): plain(value) for key, value in opened.config.items() if key != "architectures"
         },

@@ -200,7 +200,7 @@ def command(
     with telling("the folder is", checkpoint, quiet=as_json) as told:
         from ..flows.to_onnx import to_onnx
 
-        conversion = to_onnx(checkpoint, output, card=_card, **options, **told)
+        conversion = to_onnx(checkpoint, output, **options, **told)
     seconds = time.monotonic() - begun
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
@@ -217,14 +217,6 @@ def command(
         end_unproven([(proof.verdict, f"{conversion.path}: {cause(proof)}\n  {story}")])
     if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"', wrap=False)
-
-
-def _card(folder: Path) -> str:
-    """The README.md of a folder, in English and Korean."""
-    from ..flows.release import read_release
-    from ..report.model_card import model_card
-
-    return model_card(read_release([folder]))
 
 
 def _print_end(conversion: OnnxConversion, seconds: float) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..converters.manifest import manifest_json
 from ..converters.targets import FOLDER_MANIFEST
@@ -14,6 +15,22 @@ from ..core.errors import KconvError
 from ..core.files import atomic_file
 from .artifacts import README
 from .results import OnnxConversion
+
+Card = Callable[[Path], str] | bool
+"""What makes the card of a folder: True is ``folder_card``, False stands for none."""
+
+
+def maker_of(card: Card) -> Callable[[Path], str] | None:
+    """What makes the card, if one is to be made."""
+    return folder_card if card is True else card or None
+
+
+def folder_card(folder: Path) -> str:
+    """The README.md of a folder, in English and Korean, as ``kconv card`` writes it."""
+    from ..report.model_card import model_card
+    from .release import read_release
+
+    return model_card(read_release([folder]))
 
 
 def with_card(
@@ -48,7 +65,31 @@ def card_and_manifest(
         announce(f"no README.md was written: {error.message}")
         return {}
     content = json.loads((folder / FOLDER_MANIFEST).read_text("utf-8"))
-    entry = {"name": README, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    content["output"]["files"].append(entry)
-    content["output"]["bytes"] += len(text)
-    return {README: text, FOLDER_MANIFEST: manifest_json(content).encode("utf-8", "backslashreplace")}
+    return {README: text, FOLDER_MANIFEST: _naming(content, text)}
+
+
+def record_card(path: Path) -> None:
+    """Have the manifest of an ONNX folder name the README.md just written into it.
+
+    Raises OSError where the manifest cannot be written.
+    """
+    manifest = path.with_name(FOLDER_MANIFEST)
+    if path.name != README or not manifest.is_file():
+        return
+    try:
+        content = json.loads(manifest.read_text("utf-8"))
+        made = _naming(content, path.read_bytes())
+    except (ValueError, KeyError, TypeError):  # not as kconv writes it: verify says so
+        return
+    with atomic_file(manifest, force=True) as temporary:
+        temporary.write_bytes(made)
+
+
+def _naming(content: dict[str, Any], card: bytes) -> bytes:
+    """A folder's manifest with the card among its files, once."""
+    output = content["output"]
+    entry = {"name": README, "bytes": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+    before = [each for each in output["files"] if each["name"] == README]
+    output["files"] = [*(each for each in output["files"] if each["name"] != README), entry]
+    output["bytes"] += len(card) - sum(each["bytes"] for each in before)
+    return manifest_json(content).encode("utf-8", "backslashreplace")

@@ -48,7 +48,7 @@ from ..vocab.tokenizer import Source
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
-from .folder_card import with_card
+from .folder_card import Card, maker_of, with_card
 from .observer import UNOBSERVED, Observer
 from .onnx_codes import codes_of, read_statistics, statistics_of
 from .prove import read_and_keep
@@ -85,7 +85,7 @@ def to_onnx(
     stream: bool = False,
     imatrix: str | Path | None = None,
     optimize: bool = False,
-    card: Callable[[Path], str] | None = None,
+    card: Card = True,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -101,10 +101,10 @@ def to_onnx(
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
     and ``stream`` are as of ``to_gguf``. With ``optimize`` the codes of q4_0 and q8_0 are chosen by the full
     statistics in the file ``imatrix``: the blocks are those of such a GGUF. ``card`` makes the README.md of
-    the finished folder, which becomes one of its files; without it there is none. Raises KconvError of
-    all kinds; a failed proof raises nothing.
+    the finished folder, which becomes one of its files: True as ``kconv card`` does, False none. Raises
+    KconvError of all kinds; a failed proof raises nothing.
     """
-    scope = scope_of(verify)
+    scope, write_card = scope_of(verify), maker_of(card)
     wanted = (parse_type(type), parse_layout(layout))
     options = OnnxOptions(
         *wanted,
@@ -148,7 +148,9 @@ def to_onnx(
     if codes is not None:
         model, planned = replace(model, notes=(*model.notes, codes.note)), replace(planned, codes=codes)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
-    written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off", card=card)
+    written = write_folder(
+        checkpoint, model, planned, files, options, run, proven=scope != "off", card=write_card
+    )
     made([planned.folder])
     observer.noted(written.notes)
     observer.made_folder(written.path, written.files)
@@ -161,7 +163,7 @@ def to_onnx(
     proof = _prove(expected, planned.folder, scope, verify_options, known)
     observer.proven(proof)
     discard([planned.folder.resolve()])  # the journal
-    return with_card(replace(written, proof=proof), card, announce)
+    return with_card(replace(written, proof=proof), write_card, announce)
 
 
 def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:

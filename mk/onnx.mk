@@ -12,5 +12,11 @@ test-onnx-ways: setup ## logits of ONNX graphs of some 120 shapes against transf
 	.dev/providers/bin/python -m pip install --quiet -r tools/providers/requirements.txt
 	@touch $@
 
-providers: setup .dev/js/.installed .dev/providers/.installed ## ask WASM and WebGPU which nodes they take, for docs/*/onnx.md
+.dev/openvino/.installed: tools/providers/openvino.txt
+	@mkdir -p .dev
+	test -x .dev/openvino/bin/python || $(PYTHON) -m venv .dev/openvino
+	.dev/openvino/bin/python -m pip install --quiet -r tools/providers/openvino.txt
+	@touch $@
+
+providers: setup .dev/js/.installed .dev/providers/.installed .dev/openvino/.installed ## ask WASM, WebGPU and OpenVINO which nodes they take, for docs/*/onnx.md
 	$(BIN)/python tools/onnx_providers.py

@@ -41,6 +41,8 @@ UPWARDS = {
     ("converters/__init__.py", "flows.quantize"),
     ("converters/__init__.py", "flows.results"),
     ("verify/__init__.py", "flows.verify"),
+    # A folder's card is a part of the folder, and made when all else is there, by the room that writes cards.
+    ("flows/folder_card.py", "report.model_card"),
 }
 
 

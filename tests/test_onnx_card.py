@@ -56,6 +56,17 @@ def test_a_folder_has_a_card_with_its_verdict(tmp_path: Path) -> None:
     (folder / "README.md").write_text("changed", "utf-8")
     found = verify(folder, checkpoint, tokens=20, threads=1)
     assert any("README.md" in str(finding.message) for finding in found.metadata.findings)
+    anew = kconv("card", folder, "-o", folder / "README.md", "--force", "--lang", "ko")
+    assert anew.returncode == 0, anew.stderr
+    output = json.loads((folder / FOLDER_MANIFEST).read_text("utf-8"))["output"]
+    assert output["bytes"] == sum(file["bytes"] for file in output["files"])
+    assert [each["name"] for each in output["files"]].count("README.md") == 1
+    found = verify(folder, checkpoint, tokens=20, threads=1)
+    assert (found.verdict, found.metadata.findings) == ("passed", ())
+    shown = kconv("inspect", folder)
+    assert "WebGPU: 없음; OpenVINO: RotaryEmbedding, GroupQueryAttention" in shown.stdout or (
+        "nothing by WebGPU; RotaryEmbedding, GroupQueryAttention by OpenVINO" in shown.stdout
+    )
 
 
 def test_one_for_transformers_js_names_the_page(tmp_path: Path) -> None:
@@ -80,11 +91,15 @@ def test_one_for_transformers_js_names_the_page(tmp_path: Path) -> None:
     assert announced == []
 
 
-def test_without_being_asked_there_is_none_and_none_is_overwritten(tmp_path: Path) -> None:
+def test_python_writes_one_as_the_command_does_unless_told_not_to_and_overwrites_none(tmp_path: Path) -> None:
     from kconv.flows.folder_card import with_card
 
     checkpoint = write_sample("42dot", tmp_path / "checkpoint")
-    made = to_onnx(checkpoint, tmp_path / "onnx", type="q8_0", verify=False)
+    made = to_onnx(checkpoint, tmp_path / "with", type="q8_0", verify=False)
+    text = (made.path / "README.md").read_text("utf-8")
+    assert made.files["README.md"] == len(text.encode())
+    assert "| ONNX Q8\\_0 |" in text
+    made = to_onnx(checkpoint, tmp_path / "onnx", type="q8_0", verify=False, card=False)
     assert "README.md" not in made.files
     (made.path / "README.md").write_text("mine", "utf-8")
     assert with_card(made, lambda folder: "card", print) == made

@@ -11,6 +11,7 @@ import pytest
 from onnx_causal_material import Floats, run, session, write
 
 from kconv.converters.onnx.flavours import FLAVOURS, STANDARD
+from kconv.converters.onnx.graph import MICROSOFT, SIMPLIFIED
 from kconv.converters.samples import write_sample
 
 IDS = np.random.default_rng(0).integers(3, 200, (2, 20))
@@ -43,8 +44,19 @@ def test_what_is_left_out_last_is_not_named(graphs: dict[str, Path], flavour: st
 def test_onnx_checks_it_and_infers_types_throughout(
     graphs: dict[str, Path], flavour: str, tmp_path: Path
 ) -> None:
-    if flavour == STANDARD.name:  # onnx does not know SimplifiedLayerNormalization
+    if flavour == STANDARD.name:
         onnx.checker.check_model(str(graphs[flavour]), full_check=True)
+    else:  # of all operators one is not known, and where it would be, onnxruntime does not know it
+        with pytest.raises(onnx.checker.ValidationError, match="No Op registered for SimplifiedLayerNorm"):
+            onnx.checker.check_model(str(graphs[flavour]))
+        model = onnx.load(graphs[flavour])
+        for node in model.graph.node:
+            if node.op_type == SIMPLIFIED:
+                node.domain = MICROSOFT
+        onnx.save(model, tmp_path / "moved.onnx")
+        onnx.checker.check_model(str(tmp_path / "moved.onnx"))
+        with pytest.raises(Exception, match="not a registered function/op"):
+            session(tmp_path / "moved.onnx")
     onnx.shape_inference.infer_shapes_path(
         str(graphs[flavour]), str(tmp_path / "inferred.onnx"), strict_mode=True
     )

@@ -5,6 +5,7 @@ tried, and holding what that answers against them.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,18 +14,30 @@ from typing import Any
 
 import numpy as np
 
-CAUSAL = ("42dot", "eagle", "llama-3-ko", "kogpt")
-"""Families of samples that go on writing; the others answer."""
+ANSWERING = ("kebyt5", "gbst-kebyt5", "umt5")
+"""Families of samples that answer; the others go on writing."""
+ENCODERS = ("bert", "roberta", "xlm-roberta", "t5-encoder")
+"""Families of samples that write nothing."""
 
 Question = tuple[str, dict[str, Any], Any]
 """What is asked, in words and for the program that is tried, and the right answer."""
 
 
 def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path | None = None) -> None:
-    """Ask a program, which reads and writes JSON; end with 1 where an answer is not right."""
+    """Ask a program, which reads and writes JSON; end with 1 where an answer is not right.
+
+    It computes in one thread, as whoever asks should: with several, on a machine that has other work, they
+    wait for each other longer than such small models take.
+    """
     questions = json.dumps([question for _, question, _ in asked])
     answered = subprocess.run(
-        command, cwd=cwd, input=questions, stdout=subprocess.PIPE, text=True, check=True
+        command,
+        cwd=cwd,
+        input=questions,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     wrong = 0
     for (words, _, right), ours in zip(asked, json.loads(answered.stdout), strict=True):
@@ -67,7 +80,8 @@ def by_onnxruntime(graphs: Path, ids: list[int], count: int, *, causal: bool) ->
     for each in decoder.get_inputs():
         if each.name.startswith("past_key_values."):
             shape = [length if isinstance(length, int) else 0 for length in each.shape]
-            given[each.name] = np.zeros([1, *shape[1:]], np.float32)
+            kind = np.float16 if each.type == "tensor(float16)" else np.float32
+            given[each.name] = np.zeros([1, *shape[1:]], kind)
         elif each.name == "use_cache_branch":
             given[each.name] = np.array([False])
     for _ in range(count):

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from greedy_tokens import Question, by_onnxruntime
+from greedy_tokens import ANSWERING, ENCODERS, Question, by_onnxruntime
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import SAMPLES, write_sample
@@ -29,7 +29,6 @@ PYTHON = Path(".dev/genai/bin/python")
 COUNT = 32
 TEXTS = ["안녕하세요. 만나서 반갑습니다!", "Hello, world", "옛날 어느 마을에 나무꾼이 살았어요."]
 IDS = [[5, 17, 100, 42, 9, 61, 7], [33, 8, 90], [12]]
-WITHOUT = ("bert", "roberta", "xlm-roberta", "kebyt5", "gbst-kebyt5", "umt5", "t5-encoder")
 BEAMS = 3
 PATIENCE = 600  # seconds
 NOT_IN_TRANSFORMERS = ("exaone", "kanana")
@@ -84,7 +83,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    families = sys.argv[1:] or [each for each in SAMPLES if each not in WITHOUT]
+    families = sys.argv[1:] or [each for each in SAMPLES if each not in (*ANSWERING, *ENCODERS)]
     outcomes = [outcome for family in families for outcome in ask(family)]
     print(f"{len(families)} families: {outcomes.count(True)} answers right, {outcomes.count(False)} wrong")
     sys.exit(1 if False in outcomes else 0)

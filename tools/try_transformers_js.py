@@ -1,6 +1,7 @@
 """``make test-js``: folders of layout transformers.js, loaded by Transformers.js under Node as they are.
 
-The small trained models are converted to every type. Their tokenizers must give the ids transformers gives,
+The small trained models are converted to every type, one model of other families to f32 and to q4_0 with f16
+activations (q4f16). Their tokenizers must give the ids transformers gives,
 and 64 greedy tokens with the cache must be those of transformers (f32, where it has the model) or else of
 onnxruntime in Python without a cache.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from greedy_tokens import CAUSAL, Question, by_onnxruntime, by_transformers, compare
+from greedy_tokens import ANSWERING, Question, by_onnxruntime, by_transformers, compare
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
@@ -24,7 +26,10 @@ PROMPTS = {
     "kebyt5": "옛날 어느 마을에 나무꾼이 ",
     "gbst-kebyt5": "옛날 어느 마을에 나무꾼이 ",
 }
+OTHERS = ("opt", "qwen2", "qwen3", "gpt-neox", "gemma2", "gemma3", "gpt2", "mpt", "mistral")
+"""Families that Transformers.js has classes for."""
 COUNT = 64
+IDS = [5, 17, 100, 42, 9, 61, 7]
 TEXTS = 1500
 
 
@@ -35,7 +40,7 @@ def questions(folder: Path) -> list[Question]:
     asked: list[Question] = []
     texts = built_in()[:TEXTS]
     for family, prompt in PROMPTS.items():
-        causal = family in CAUSAL
+        causal = family not in ANSWERING
         checkpoint = write_sample(family, folder / "checkpoints" / family)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         for type, dtype in DTYPES.items():
@@ -51,11 +56,32 @@ def questions(folder: Path) -> list[Question]:
                 tokens = by_onnxruntime(folder / name / "onnx", ids, COUNT, causal=causal)
             question = {"model": name, "dtype": dtype, "ids": ids, "count": COUNT, "causal": causal}
             asked.append((f"{family} {dtype}: {COUNT} greedy tokens", question, tokens))
+    for family in OTHERS:
+        asked += of_another(folder, family)
+    return asked
+
+
+def of_another(folder: Path, family: str) -> list[Question]:
+    """Greedy tokens after ids, whatever the tokenizer."""
+    checkpoint, asked = write_sample(family, folder / "checkpoints" / family), []
+    for type, activations, dtype in (("f32", "f32", "fp32"), ("q4_0", "f16", "q4f16")):
+        name = f"{family}-{dtype}"
+        given: dict[str, Any] = {"type": type, "activations": activations, "layout": "transformers.js"}
+        to_onnx(checkpoint, folder / name, verify=False, accuracy_level=0, **given)
+        if type == "f32":
+            tokens = by_transformers(checkpoint, IDS, COUNT, causal=True)
+        else:
+            tokens = by_onnxruntime(folder / name / "onnx", IDS, COUNT, causal=True)
+        question = {"model": name, "dtype": dtype, "ids": IDS, "count": COUNT, "causal": True}
+        asked.append((f"{family} {dtype}: {COUNT} greedy tokens", question, tokens))
     return asked
 
 
 def main() -> None:
     """Ask, compare, and end with 1 where an answer is not right."""
+    import torch
+
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         compare(questions(Path(place)), ["node", "answer.mjs", f"{place}/"], cwd=NODE)
 

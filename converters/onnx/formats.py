@@ -104,8 +104,10 @@ def _refuse_halves(family: AnyFamily, type: str) -> None:
             "f16 activations and f32 weights do not go together", hint="pass -q f16, q8_0 or q4_0"
         )
     if family.encoder_only or family.encoder_decoder:
-        problem = "f16 activations are there for models that only decode"
-        raise UsageError(f"{problem}, and {family.title} is not one", hint="leave out --activations f16")
+        raise UsageError(
+            f"f16 activations are for models that only decode, and {family.title} is not one",
+            hint="leave out --activations f16",
+        )
 
 
 def _automatic(model: Model) -> str:
