@@ -33,6 +33,10 @@ _USE = {
         "No fault was found in this file, but the check could not be finished: run it again."
     ),
 }
+_LOSES_TOO_MUCH = phrase(
+    "The file is right, but loses more than the limit given for this run allows: take a finer type, "
+    "or another limit."
+)
 _RIGHTNESS: dict[Verdict, Phrase] = {
     "failed": phrase("Wrong: {parts}."),
     "not decided": phrase("Not decided: {parts}."),
@@ -87,6 +91,8 @@ def _matches(proof: Proof) -> str:
 
 def use(proof: Proof) -> str:
     """What follows for who wants to use the file."""
+    if proof.verdict == "failed" and proof.right in ("passed", "warned"):
+        return translated(_LOSES_TOO_MUCH)
     if proof.verdict != "passed":
         return translated(_USE[proof.verdict])
     if proof.type in _WHOLE:

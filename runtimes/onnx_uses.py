@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .onnx_taps import PASSED, PRODUCTS
 
-Use = Literal["looked up", "multiplied"]
+Use = Literal["rows", "product"]
 
 
 def uses_of(graph: Any) -> dict[str, set[Use]]:
@@ -24,9 +24,9 @@ def _uses(graph: Any, outside: Mapping[str, Any]) -> Iterator[tuple[str, Use]]:
     made = ChainMap(own, dict(outside))
     for node in graph.node:
         if node.op_type == "Gather":
-            yield _stored(node.input[0], made), "looked up"
+            yield _stored(node.input[0], made), "rows"
         elif node.op_type in PRODUCTS:
-            yield _stored(node.input[1], made), "multiplied"
+            yield _stored(node.input[1], made), "product"
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _uses(attribute.g, made)

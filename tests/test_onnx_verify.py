@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM
 
+from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, InputError, UsageError
 from kconv.core.windows import Window
@@ -262,3 +263,17 @@ def test_a_missing_onnx_package_says_how_to_install_it(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "onnx is not installed" in done.stderr
     assert "pip install 'kconv[onnx]'" in done.stderr
+
+
+def test_a_window_that_is_not_in_use_may_have_any_size(tmp_path: Path) -> None:
+    """transformers 4 writes null in place of Qwen2's, which config.json switches off."""
+    checkpoint = write_sample("qwen2", tmp_path / "qwen2")
+    folder = to_onnx(checkpoint, tmp_path / "onnx", type="f32", verify=False, threads=1).path
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    verdicts = {}
+    for used in (False, True):
+        changed = {**config, "sliding_window": None, "use_sliding_window": used}
+        (folder / "config.json").write_text(json.dumps(changed), "utf-8")
+        proof = verify(folder, checkpoint, tokens=4, threads=1, ignore_manifest=True)
+        verdicts[used] = proof.metadata.verdict
+    assert verdicts == {False: "passed", True: "failed"}

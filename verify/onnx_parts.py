@@ -39,6 +39,8 @@ _FREE = frozenset(
     {"_name_or_path", "architectures", "auto_map", "dtype", "model_type", "tokenizer_class", "torch_dtype"}
     | {"transformers_version", "tie_word_embeddings", "use_cache"}
 )
+# Read only where a window is in use; transformers 4 writes null of one that is not.
+_OF_WINDOWS = frozenset({"sliding_window", "max_window_layers"})
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -122,7 +124,9 @@ def check_folder_settings(
     graph has its own numbers in any case.
     """
     own, generating = _expected(folder, checkpoint, model)
-    names = [name for name in own if name not in _FREE]
+    windowless = not own.get("use_sliding_window", True) and not folder.config.get("use_sliding_window")
+    free = _FREE | (_OF_WINDOWS if windowless else frozenset())
+    names = [name for name in own if name not in free]
     findings = [each for name in names for each in _compared(name, own, folder.config, CONFIG)]
     generation = read_json(folder.path, GENERATION) or {}
     ids = [name for name in _IDS if generating.get(name) is not None]

@@ -49,11 +49,11 @@ def by_use(folder: OnnxFolder, matches: Sequence[Match], expected: Expected) -> 
     for each in matches:
         names = [each.tensor.name]
         if each.tensor.name in one:
-            use = uses[each.path].get(each.name, {"looked up"})
+            use = uses[each.path].get(each.name, {"rows"})
             stack = _STACK.format(stack="encoder" if each.path == folder.encoder else "decoder")
             apart = expected.family.encoder_decoder and (stack in one or stack not in tensors)
-            names = [stack if apart else table.name] if "looked up" in use else []
-            names += [head if lone else table.name] if "multiplied" in use else []
+            names = [stack if apart else table.name] if "rows" in use else []
+            names += [head if lone else table.name] if "product" in use else []
         named += [_renamed(each, name) for name in names]
     return named
 
