@@ -52,6 +52,9 @@ def _forgotten_command(word: str) -> str | None:
     if not os.path.lexists(word):
         from ..hub.names import is_repository
 
+        named, _, type_name = word.rpartition(":")
+        if type_name and is_repository(named.removeprefix("hf://").removeprefix("hf.co/").partition("@")[0]):
+            return f"kconv run {path} opens a conversation, kconv inspect {path} shows what it contains"
         hub = word.lower().startswith(("hf://", "https://")) or is_repository(word)
         return f"kconv to-gguf {path}" if hub else None
     if Path(word).is_dir():

@@ -129,6 +129,13 @@ def test_the_type_of_a_file_is_a_word_of_its_name(type_name: str, found: list[st
     assert models_of_type(source, gguf_models(source), type_name) == found
 
 
+@pytest.mark.parametrize("text", [f"{SHELF}:q8_0", f"hf://{SHELF}@main:Q8_0", f"hf.co/{SHELF}:Q8_0"])
+def test_a_forgotten_command(text: str) -> None:
+    done = kconv(text)
+    assert done.returncode == 2
+    assert f"kconv run {text} opens a conversation" in done.stderr
+
+
 def test_commands_take_a_type(hub: Hub, made: Path, tmp_path: Path) -> None:
     said = json.loads(run(hub, tmp_path, "inspect", f"{SHELF}:q8_0", "--json").stdout)
     assert said["path"].endswith("small-Q8_0.gguf")
