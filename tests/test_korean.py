@@ -160,7 +160,7 @@ def test_the_summary_of_a_batch_is_korean() -> None:
     with speaking("ko"):
         shown = said(summary(batch))
     assert not re.search(r"\b(done|before|failed|running|planned|passed|to do|not|output)\b", shown), shown
-    assert shown.endswith("완료 1개, 전에 끝남 1개, 실패 1개, 하지 않음 1개, 실행 중 1개, 할 일 1개")
+    assert shown.endswith("완료 1개, 이전에 완료 1개, 실패 1개, 완료하지 못함 1개, 실행 중 1개, 할 일 1개")
     assert "1 done before, 1 failed" in summary(batch)
 
 

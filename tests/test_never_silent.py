@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from terminal import record, screen
 
+from kconv.cli.layout import width
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+TO_COPY = ("  kconv ", "  llama-server ")
 DOTS = tuple("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 # -n 64 and the like keep them short; what takes long is Python's start and the imports
 COMMANDS = [
@@ -27,7 +29,7 @@ COMMANDS = [
     "plan small",
     "quantize small-F32.gguf -q q4_0 -o made",
     "imatrix small --text text.txt -o made.gguf --chunks 1 --window 32",
-    "compare small -q q4_0,q8_0 --tokens 32",
+    "compare small -q q4_0,q8_0 --tokens 32",  # its table stands in columns
     "verify small-F32.gguf --against small --tokens 32 --report made.html",
     "run small-F32.gguf -p 서울 -n 4",
     "card small-F32.gguf",
@@ -66,6 +68,9 @@ def test_a_terminal_is_not_silent(place: Path, line: str) -> None:
     assert made.gaps[0][0] <= limit, [f"{gap:.2f} s at {at:.2f}" for gap, at in made.gaps[:3]]
     assert COLOUR.search(made.text) is None
     assert [shown for shown in screen(made.text, 80) if shown.startswith(DOTS)] == []
+    if line.split()[0] not in ("card", "upload"):  # which show a file as it would be written
+        written = [shown for shown in screen(made.text, 10_000) if not shown.startswith(TO_COPY)]
+        assert [shown for shown in written if width(shown) > 80] == []
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] not in ("to-gguf", "to-onnx")])
