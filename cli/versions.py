@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from kconv.core.system_processes import library_names
+from ..core.system_processes import library_names
 
 _PACKAGES = {
     "kconv": "kconv",
