@@ -31,4 +31,10 @@ def test_activations_make_another_folder_that_is_known_again(tmp_path: Path) -> 
     for folder in folders:
         files = json.loads((folder / "kconv.manifest.json").read_text("utf-8"))["output"]["files"]
         assert "README.md" in {each["name"] for each in files}
-        assert "| ONNX F16 |" in (folder / "README.md").read_text("utf-8")
+        text = (folder / "README.md").read_text("utf-8")
+        assert "| ONNX F16 |" in text
+        halves = "F16-F16" in folder.name
+        assert ("Activations and cache are float16" in text, "캐시는 GPU용 float16" in text) == (
+            halves,
+            halves,
+        )
