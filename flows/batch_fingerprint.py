@@ -17,7 +17,7 @@ from typing import Any
 from ..converters.hashes import FoundSums, is_as_recorded
 from ..converters.manifest import versions
 from ..converters.onnx.folder import parse_layout
-from ..converters.onnx.options import OnnxOptions, flavour_for
+from ..converters.onnx.options import OnnxOptions, flavour_for, parse_activations
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
 from ..core.input_files import InputFile, file_sha256
@@ -104,7 +104,9 @@ def options_record(step: Step) -> dict[str, Any]:
         wanted = {name: step.options.get(name) for name in ("accuracy_level", "allow_nan", "chat_template")}
         layout = parse_layout(step.options.get("layout", "optimum"))
         flavour = flavour_for(layout, step.options.get("flavour"))
-        values = OnnxOptions("auto", layout, flavour=flavour, **wanted).to_manifest()  # type: ignore[arg-type]
+        halves = parse_activations(step.options.get("activations", "f32"))
+        options = OnnxOptions("auto", layout, flavour=flavour, halves=halves, **wanted)  # type: ignore[arg-type]
+        values = options.to_manifest()
         del values["type"]
     template = step.options.get("chat_template")
     named = [*(step.options.get(name) for name in ("imatrix", "policy")), *step.options.get("calibrate", ())]

@@ -15,6 +15,7 @@ from ..converters.family import AnyFamily
 from ..converters.intake import open_model
 from ..converters.mapping import build, parameters
 from ..converters.onnx.formats import choose_onnx_formats
+from ..converters.onnx.options import parse_activations
 from ..converters.requests import check_request
 from ..converters.results import Options
 from ..converters.targets import (
@@ -152,14 +153,15 @@ def _target(look: Look, checkpoint: Checkpoint, model: Model, options: Options) 
 def _onnx_sizes(look: Look, checkpoint: Checkpoint, family: AnyFamily) -> list[tuple[Path, int] | KconvError]:
     model = build(family, checkpoint, "ONNX")
     sizes: list[tuple[Path, int] | KconvError] = []
+    halves = parse_activations(look.step.options.get("activations", "f32"))
     for name in look.step.types:
-        chosen = choose_onnx_formats(family, checkpoint, model, name)
+        chosen = choose_onnx_formats(family, checkpoint, model, name, halves=halves)
         weights = sum(
             checkpoint.tensors[tensor].elements * format.block_bytes // format.block_size
             for tensor, format in chosen.formats.items()
             if tensor in checkpoint.tensors and tensor not in checkpoint.aliases
         )
-        path = look.step.output / onnx_folder_name(checkpoint, chosen.type)
+        path = look.step.output / onnx_folder_name(checkpoint, chosen.name)
         sizes.append((path, weights + _tokenizer_bytes(checkpoint)))
     return sizes
 

@@ -15,7 +15,8 @@ from ..core.foreign_values import object_of, objects_of, text_of
 class Runs:
     """Where an ONNX folder runs: its layout and flavour, and the ``least`` onnxruntime, None if not known.
 
-    ``genai``: it has what onnxruntime-genai asks for; ``page``: it has a page that runs it in a browser.
+    ``genai``: it has what onnxruntime-genai asks for; ``page``: it has a page that runs it in a browser;
+    ``halves``: what flows and its cache are FLOAT16.
     """
 
     layout: str
@@ -23,6 +24,7 @@ class Runs:
     least: str | None
     genai: bool
     page: bool
+    halves: bool
 
 
 def runs_of(manifest: Mapping[str, Any]) -> Runs | None:
@@ -34,4 +36,5 @@ def runs_of(manifest: Mapping[str, Any]) -> Runs | None:
     least = text_of(output.get("least_onnxruntime"))
     names = {each.get("name") for each in objects_of(output.get("files"))}
     flavour = text_of(options.get("flavour")) or "standard"
-    return Runs(layout, flavour, least, GENAI in names, PAGE in names)
+    halves = text_of(options.get("activations")) == "f16"
+    return Runs(layout, flavour, least, GENAI in names, PAGE in names, halves)

@@ -137,16 +137,19 @@ def test_onnx_itself_computes_the_same_in_halves(
     assert nmse(found, read(opened, ids, past, ones)[0]) < CLOSE
 
 
-@pytest.mark.parametrize(("flavour", "type"), [("contrib", "q4_0"), ("standard", "q8_0")])
-def test_blocks_with_halves_are_proven(
-    flavour: str, type: str, checkpoint: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "flavour", "type"),
+    [("42dot", "contrib", "q4_0"), ("42dot", "standard", "q8_0"), ("gpt2", "contrib", "f16")],
+)
+def test_a_folder_is_proven(
+    family: str, flavour: str, type: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     made = to_onnx(
-        checkpoint("42dot"),
+        checkpoint(family),
         into=tmp_path,
         type=type,
         flavour=flavour,
-        layout="transformers.js" if flavour == "contrib" else "optimum",
+        layout="transformers.js" if type == "q4_0" else "optimum",
         activations="f16",
         threads=1,
     )
@@ -159,7 +162,7 @@ def test_blocks_with_halves_are_proven(
     assert made.proof.verdict == "passed"
     manifest = json.loads((made.path / "kconv.manifest.json").read_text("utf-8"))
     assert manifest["options"]["activations"] == "f16"
-    if flavour == "contrib":
+    if type == "q4_0":
         config = json.loads((made.path / "config.json").read_text("utf-8"))
         assert config["transformers.js_config"]["kv_cache_dtype"] == {"q4f16": "float16"}
         assert (made.path / "onnx" / "model_q4f16.onnx").is_file()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ Question = tuple[str, dict[str, Any], Any]
 """What is asked, in words and for the program that is tried, and the right answer."""
 
 
-def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path | None = None) -> None:
-    """Ask a program, which reads and writes JSON; end with 1 where an answer is not right.
+def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path | None = None) -> int:
+    """Ask a program, which reads and writes JSON; how many answers are not right, told as well.
 
     It computes in one thread, as whoever asks should: with several, on a machine that has other work, they
     wait for each other longer than such small models take.
@@ -45,7 +44,7 @@ def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path 
         wrong += different > 0
         outcome = f"{different} of {len(right)} differ" if different else "all equal"
         print(f"{words}: {outcome}", flush=True)
-    sys.exit(1 if wrong else 0)
+    return wrong
 
 
 def by_transformers(checkpoint: Path, ids: list[int], count: int, *, causal: bool) -> list[int]:

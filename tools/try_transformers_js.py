@@ -8,6 +8,7 @@ onnxruntime in Python without a cache.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        compare(questions(Path(place)), ["node", "answer.mjs", f"{place}/"], cwd=NODE)
+        wrong = compare(questions(Path(place)), ["node", "answer.mjs", f"{place}/"], cwd=NODE)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

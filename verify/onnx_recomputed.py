@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..converters.family import AnyFamily
 from ..converters.mapping import sources_of
 from ..converters.pieces import Piece
 from ..core.errors import InputError
@@ -88,7 +89,7 @@ def check_folder_runtime(
     if not own and (reason := _unfound(folder, matches)) is not None:
         return _not_compared(reason), None
     weights = (
-        _weights(folder, tensors)
+        _weights(folder, expected.family, tensors)
         if own
         else {**tensors, **{each.tensor.name: each.stored for each in matches}}
     )
@@ -204,17 +205,17 @@ def _head(expected: Expected, tapped: Mapping[str, object]) -> str | None:
     return next((name for name in (head_name(expected), *names) if name in tapped), None)
 
 
-def _weights(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What onnxruntime computes with, by the checkpoint's names, lazily."""
+def _weights(folder: OnnxFolder, family: AnyFamily, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What onnxruntime computes with, by the checkpoint's names and turned as there, lazily."""
     found: dict[str, Tensor] = {}
     for file in folder.models:
         stored = file.external
-        for name, tensor in tensors.items():
+        for name, tensor in family.upright(tensors).items():
             pair = None if name in found else counterpart(name, tensor, stored)
             if isinstance(pair, Pair):
                 files = {part.path: InputFile(part.path) for part in pair.parts}
                 found[name] = replace(tensor, dtype=DType.F32, read=partial(_read, pair, files))
-    return found
+    return family.upright(found)
 
 
 def _read(pair: Pair, files: Mapping[Path, InputFile], start: int, stop: int) -> Array:
