@@ -31,6 +31,7 @@ class Resumption:
     announce: Callable[[str], None]
     trusts: bool = False
     left: dict[ObjectPlace, OpenUpload] = field(default_factory=dict)
+    begun: bool = False  # some of what is wanted now
 
     def find(self) -> None:
         """Look for uploads somebody can go on with; of several to one place the last is taken."""
@@ -52,6 +53,7 @@ class Resumption:
         if left is None:
             return None
         self.judge(left, content)
+        self.begun = True
         try:
             parts = _listed(left)
         except NoSuchObject:
@@ -67,7 +69,7 @@ class Resumption:
 
     def told(self, parts: int, there: int) -> None:
         """Say how much is there already, if anything was begun."""
-        if not self.left:
+        if not self.begun:
             self.announce("no upload that was ended is noted here: starting from the beginning")
             return
         again = "" if self.trusts or not there else "; their weights are converted again, but not sent again"
