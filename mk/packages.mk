@@ -15,7 +15,7 @@ dist: $(PACKAGING)/bin/python ## build dist/: sdist and wheel of kconv, for any 
 	rm -r dist/built
 	$(PACKAGING)/bin/python tools/check_wheel.py dist/*.whl
 
-llama-wheels: $(PACKAGING)/bin/python ## build wheel-index/ for make setup LLAMA_CPP_WHEELS=wheel-index (5 to 9 minutes of two processors)
+llama-wheels: $(PACKAGING)/bin/python ## build wheel-index/ for make setup LLAMA_CPP_WHEELS=wheel-index (some six minutes of processor time)
 	$(PACKAGING)/bin/python tools/build_llama_wheels.py wheel-index
 
 # Python 3.11, the lowest, and every dependency in the lowest version pyproject.toml allows. Not the whole suite, but
