@@ -154,7 +154,16 @@ def command(
 
 def _print_summary(comparison: Comparison) -> None:
     rows = [_row(each) for each in comparison.types]
-    header = ("type", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
+    header: tuple[str, ...] = (
+        "type",
+        "size",
+        "bits per weight",
+        "mean KL",
+        "same top",
+        "perplexity",
+        "gate",
+        "",
+    )
     if columns(sys.stdout) is None:  # a terminal has room for one of the two sizes
         header = (*header[:1], "bytes", *header[1:])
         counts = [f"{each.bytes:,}" for each in comparison.types]
