@@ -153,25 +153,12 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
+    header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     rows = [_row(each) for each in comparison.types]
-    header: tuple[str, ...] = (
-        "type",
-        "size",
-        "bits per weight",
-        "mean KL",
-        "same top",
-        "perplexity",
-        "gate",
-        "",
-    )
-    if columns(sys.stdout) is None:  # a terminal has room for one of the two sizes
-        header = (*header[:1], "bytes", *header[1:])
-        counts = [f"{each.bytes:,}" for each in comparison.types]
-        rows = [(row[0], count, *row[1:]) for row, count in zip(rows, counts, strict=True)]
-    if not any(row[-1] for row in rows):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    right = tuple(range(1, header.index("gate")))
-    say(f"\n{table(rows, header=header, right=right)}\n", wrap=False)
+    left_out = {1} if columns(sys.stdout) is not None else set()  # there is room for one of the two sizes
+    left_out |= set() if any(row[-1] for row in rows) else {len(header) - 1}
+    shown = [[cell for at, cell in enumerate(row) if at not in left_out] for row in (header, *rows)]
+    say(f"\n{table(shown[1:], header=shown[0], right=range(1, shown[0].index('gate')))}\n", wrap=False)
     say(
         "mean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that of "
         "the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's, "
@@ -191,7 +178,7 @@ def _row(each: ComparedType) -> tuple[str, ...]:
     from ..report.names import verdict_word
     from ..report.text import with_error
 
-    size = (each.type, size_text(each.bytes), f"{each.bits_per_weight:.2f}")
+    size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
     kind = "" if each.stock else _("changed") if each.choice is None else _("chosen")
     figures = each.figures
     if figures is None:
