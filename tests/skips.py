@@ -17,7 +17,7 @@ ALLOWED = {
     "running as root without setpriv": "without it root cannot become somebody who is forbidden things",
     "cannot mount a small file system here": "containers without CAP_SYS_ADMIN may not; CI as root does",
     "needs /dev/full (Linux)": "other systems have no disk that is always full",
-    "no chromium here": "reports are held against their text everywhere, drawn only where there is a browser",
+    "no chromium here": "reports and the chat page are drawn only where there is a browser",
     "llama.cpp approximates this regular expression": "a finding about llama.cpp, the same on every machine",
     "tiles are of x86-64": "other processors have no AMX",
     "it would be built anew": "it may be, with this compiler on this processor, and takes minutes",
