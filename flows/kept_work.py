@@ -115,6 +115,8 @@ def emptied(folder: Path) -> None:
 
 def _worth_keeping(folder: Path) -> Callable[[BaseException], bool]:
     def keep(error: BaseException) -> bool:
+        if not isinstance(error, KeyboardInterrupt | EnvironmentProblem | OSError | MemoryError):
+            return False  # the input was at fault, and would be again
         there = any(any(folder.glob(name)) for name in (MARK, f"{PASS}/{MARK}", STRENGTHS, CHOICES))
         if there:
             progress.on_remark(
