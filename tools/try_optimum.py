@@ -34,7 +34,10 @@ TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
 WITHOUT = (*ENCODERS, "hyperclovax", "exaone", "kanana", "umt5")
 """optimum has other classes for encoders; transformers 4 has none for two and refuses the third's shape, and
 the tokenizer of the fourth transformers reads only with sentencepiece."""
-READ_OTHERWISE = ("qwen2", "xglm")
+WIDE_HEADS = ("qwen3", "qwen3-moe", "mistral", "gemma2", "exaone4")
+"""Samples whose heads are not as wide as the hidden size by their number, which optimum-onnx 0.1.0 takes an
+empty cache to be: it gives onnxruntime a wrong one."""
+READ_OTHERWISE = ("qwen2", "xglm", "gemma3")
 """Samples whose tokenizer files transformers 4 and 5 read in two ways: ids and ends are not asked."""
 COUNT = 64
 TEXTS = 1500
@@ -80,7 +83,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    families = sys.argv[1:] or [each for each in SAMPLES if each not in WITHOUT]
+    families = sys.argv[1:] or [each for each in SAMPLES if each not in (*WITHOUT, *WIDE_HEADS)]
     wrong = 0
     for family in families:
         with tempfile.TemporaryDirectory() as place:
