@@ -34,6 +34,11 @@ TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
 WITHOUT = (*ENCODERS, "hyperclovax", "exaone", "kanana", "umt5")
 """optimum has other classes for encoders; transformers 4 has none for two and refuses the third's shape, and
 the tokenizer of the fourth transformers reads only with sentencepiece."""
+WIDE_HEADS = ("qwen3", "qwen3-moe", "mistral", "gemma2", "exaone4")
+"""Samples whose heads are not as wide as the hidden size by their number, which optimum-onnx 0.1.0 takes an
+empty cache to be: it gives onnxruntime a wrong one."""
+READ_OTHERWISE = ("qwen2", "xglm", "gemma3")
+"""Samples whose tokenizer files transformers 4 and 5 read in two ways: ids and ends are not asked."""
 COUNT = 64
 TEXTS = 1500
 
@@ -49,7 +54,7 @@ def questions(folder: Path, family: str) -> Iterator[Question]:
         name = f"{family}-{type}"
         to_onnx(checkpoint, folder / name, type=type, accuracy_level=0, verify=False)
         ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-        if type == "f32":
+        if type == "f32" and family not in READ_OTHERWISE:
             right = [tokenizer(text)["input_ids"] for text in texts]
             yield f"{family}: ids of {len(texts)} texts", {"model": name, "texts": texts}, right
         yield from generations(name, checkpoint, folder / name, ids, family not in ANSWERING)
@@ -66,6 +71,8 @@ def generations(
     asked = {"model": name, "causal": causal}
     yield f"{name}: {COUNT} greedy tokens", {**asked, "prompts": PROMPTS[:1], "count": COUNT}, right[:1]
     yield f"{name}: a padded batch", {**asked, "prompts": PROMPTS, "count": COUNT}, right
+    if name.startswith(READ_OTHERWISE):
+        return
     command = [KCONV, "run", str(made), "-p", PROMPTS[0], "-n", "128", "--greedy", "--no-chat", "--json"]
     answers = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     yield f"{name}: an answer to its end", {**asked, "prompts": PROMPTS[:1], "count": None}, [answers["ids"]]
@@ -76,7 +83,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    families = sys.argv[1:] or [each for each in SAMPLES if each not in WITHOUT]
+    families = sys.argv[1:] or [each for each in SAMPLES if each not in (*WITHOUT, *WIDE_HEADS)]
     wrong = 0
     for family in families:
         with tempfile.TemporaryDirectory() as place:

@@ -38,7 +38,11 @@ def main() -> None:
     place, answers = Path(sys.argv[1]), []
     for question in json.load(sys.stdin):
         folder = place / question.pop("model")
-        answers.append(encode(folder, **question) if "texts" in question else generate(folder, **question))
+        ask = encode if "texts" in question else generate
+        try:
+            answers.append(ask(folder, **question))
+        except Exception as error:
+            answers.append([f"{type(error).__name__}: {error}"])
     print(json.dumps(answers))
 
 
