@@ -266,7 +266,7 @@ def test_a_missing_onnx_package_says_how_to_install_it(folder: Path) -> None:
 
 
 def test_a_window_that_is_not_in_use_may_have_any_size(tmp_path: Path) -> None:
-    """transformers 4 writes null in place of Qwen2's, which config.json switches off."""
+    """As transformers 4 writes null in place of Qwen2's, which config.json switches off."""
     checkpoint = write_sample("qwen2", tmp_path / "qwen2")
     folder = to_onnx(checkpoint, tmp_path / "onnx", type="f32", verify=False, threads=1).path
     config = json.loads((folder / "config.json").read_text("utf-8"))
