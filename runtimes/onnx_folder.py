@@ -61,6 +61,12 @@ class OnnxFolder:
         return "standard" if "Attention" in self.operators else "composed"
 
     @property
+    def mostly_f32(self) -> bool:
+        """Whether less than a third of the weights are in anything coarser."""
+        weights = sum((model.weights for model in self.models), Counter[str]())
+        return weights.total() - weights["f32"] <= weights.total() * _SHARE
+
+    @property
     def least(self) -> str:
         """The first onnxruntime that computes all graphs, such as 1.23."""
         return _least(self.models)

@@ -143,7 +143,7 @@ class OnnxProcess:
     def _start(self) -> Child:
         """A child that has loaded the models. Raises RuntimeFailure, ChildDied."""
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
-        mapped, limits = int(self._folder.type == "f32"), self._limits
+        mapped, limits = int(self._folder.mostly_f32), self._limits
         numbers = map(str, (self._threads, mapped, int(self._tapped), limits.loading, limits.memory))
         child = Child(
             MODULE,
