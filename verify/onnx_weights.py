@@ -298,8 +298,7 @@ def _state(pair: Pair, compared: Compared) -> TensorState:
     if not (pair.block or pair.scaled or pair.chosen) or own is None or compared.not_finite:
         return "differs"
     error, slope = compared.stored.error, compared.stored.slope
-    larger = LARGER if pair.chosen else _LARGER
-    near = error <= larger * own.error and abs(slope - 1) <= _SLOPE + own.error**2
+    near = error <= (LARGER if pair.chosen else _LARGER) * own.error and abs(slope - 1) <= _SLOPE + own.error**2
     return "within" if near and not compared.far.count else "differs"
 
 
