@@ -298,7 +298,8 @@ def _state(pair: Pair, compared: Compared) -> TensorState:
     if not (pair.block or pair.scaled or pair.chosen) or own is None or compared.not_finite:
         return "differs"
     error, slope = compared.stored.error, compared.stored.slope
-    near = error <= (LARGER if pair.chosen else _LARGER) * own.error and abs(slope - 1) <= _SLOPE + own.error**2
+    larger = LARGER if pair.chosen else _LARGER
+    near = error <= larger * own.error and abs(slope - 1) <= _SLOPE + own.error**2
     return "within" if near and not compared.far.count else "differs"
 
 
@@ -314,7 +315,5 @@ def _finding(error: TensorError) -> Finding:
     message = phrase("{name} differs from the checkpoint's weights stored as {format}").of(
         name=error.name, format=error.format
     )
-    own, actual = (
-        phrase("relative error {error:.4g}").of(error=value) for value in (error.own_error, error.error)
-    )
+    own, actual = (phrase("relative error {error:.4g}").of(error=e) for e in (error.own_error, error.error))
     return Finding(error.name, message, own, actual)
