@@ -96,7 +96,7 @@ _IMPORTANCE_OPTIONS = (
         type=PATH,
         metavar="FILE",
         help="Compute importance data first, by running the checkpoint on this UTF-8 text (on samples of "
-        "it if it is long). Repeatable.",
+        "it if it is long), and keep them beside the output. Repeatable.",
     ),
 )
 

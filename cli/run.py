@@ -217,10 +217,11 @@ def _asked(path: Path, prompt: str | None, fill: str | None) -> str:
     try:
         return read_prompt(prompt, fill)
     except UsageError:
-        from ..runtimes.loading import open_artifact
+        if path.exists():
+            from ..runtimes.loading import open_artifact
 
-        with contextlib.suppress(EmbedsOnly):
-            open_artifact(path)
+            with contextlib.suppress(EmbedsOnly):
+                open_artifact(path)
         raise
 
 

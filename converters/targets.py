@@ -76,6 +76,14 @@ _ENDINGS_OF_FILES = (".gguf", ".ggml", ".ggjt", ".bin", ".onnx", ".safetensors",
 _MISSPELT = 0.75  # .ggfu, .guff, .gguff
 
 
+def learned_path(targets: Sequence[Target], checkpoint: Checkpoint, options: Options) -> Path:
+    """Where a conversion keeps the importance data, or the full statistics, it learns from texts."""
+    first = targets[0].path
+    if options.optimize:
+        return first.parent / f"{checkpoint_name(checkpoint)}-statistics.gguf"
+    return first.with_suffix(".imatrix.gguf")
+
+
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:
     """Raise UsageError for ``keep_wo`` where the model has no such matrices."""
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):

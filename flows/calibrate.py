@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..converters.family import Companion
-from ..converters.kept_importance import kept_importance
 from ..converters.results import Options, Scope
-from ..converters.targets import Target, checkpoint_name
+from ..converters.targets import Target, learned_path
 from ..core.cores import available_cores
+from ..core.errors import InputError
 from ..core.model import Model
 from ..core.windows import Window
+from ..quant.full_statistics import TEXTS
+from ..quant.imatrix_file import write_imatrix
 from ..quant.importance import Importance, importance_of, importance_to_be, read_importance
 from ..reference.reading import Reading
 from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
 from ..verify.logits import TOGETHER
+from .arrivals import until_the_end
 from .automatic import Known
 from .choose import refuse_impossible
-from .full_statistics import collecting, digest_of, kept_statistics, statistics_path, to_be_optimized, within
+from .full_statistics import (
+    collecting,
+    digest_of,
+    kept_statistics,
+    to_be_optimized,
+    within,
+)
 from .importance import measure_activations, named_texts
 from .plan_files import plan_files, plan_of_target
 from .probing import refuse_proof_text
 from .results import Run
-from .resume import journal_of
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,30 @@ def learn(
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
     keep = None
-    if options.optimize:
-        keep = statistics_path(paths[0], checkpoint_name(expected.checkpoint))
-        importance = kept_statistics(keep, named_texts(texts), run)
-    else:
-        importance = _learned_before(paths, texts, run)
+    if options.optimize or run.outlet is None:
+        keep = learned_path(targets, expected.checkpoint, options)
+    importance = None if keep is None else kept_statistics(keep, named_texts(texts), run)
     read: Known = {}
     if importance is None:
-        calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
+        calibration = calibrate(
+            expected, texts, scope=options.verify, run=run, keep=keep, full=options.optimize
+        )
         importance, read = calibration.importance, calibration.known
+        if keep is not None:
+            until_the_end(_gone_where_refused(keep, paths))
+            run.announce(f"importance data are kept in {keep}, for --imatrix")
     return to_be_optimized(importance, optimize=options.optimize), read
+
+
+@contextlib.contextmanager
+def _gone_where_refused(kept: Path, paths: Sequence[Path]) -> Iterator[None]:
+    """What was learned is removed where the request is refused, so that none of ``paths`` is made."""
+    try:
+        yield
+    except InputError:
+        if not any(path.exists() for path in paths):
+            kept.unlink(missing_ok=True)
+        raise
 
 
 def _refuse_proof_text(expected: Expected, targets: Sequence[Target], options: Options, run: Run) -> None:
@@ -87,11 +110,13 @@ def calibrate(
     scope: Scope,
     run: Run,
     keep: Path | None = None,
+    full: bool = False,
 ) -> Calibration:
     """Learn from UTF-8 files; ``scope`` and ``run`` say what the proof to come will read.
 
-    Full statistics are learned, too, where they are to be kept in the file ``keep``. Raises InputError for
-    texts that cannot be read or are too short, OutputExists and EnvironmentProblem.
+    What is learned is kept in the file ``keep``, and used as it is there: another machine, or another number
+    of threads, would learn numbers whose last bits differ. With ``full`` these are full statistics. Raises
+    InputError for texts that cannot be read or are too short, OutputExists and EnvironmentProblem.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
@@ -100,27 +125,19 @@ def calibrate(
     windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
-    if keep is not None:
+    if keep is not None and full:
         with within(run.work) if run.work else collecting(keep) as collected:
             activations, reading = measure_activations(expected, named, windows, options, collected=collected)
             collected.write(keep, activations, arch=expected.model.arch, texts=named, force=True)
         return _calibration(read_importance(keep), windows, reading)
     activations, reading = measure_activations(expected, named, windows, options)
-    return _calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
+    if keep is None:
+        return _calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
+    keep.absolute().parent.mkdir(parents=True, exist_ok=True)
+    keys = {TEXTS: digest_of(named)}
+    write_imatrix(keep, activations, arch=expected.model.arch, force=True, keys=keys)
+    return _calibration(read_importance(keep), windows, reading)
 
 
 def _calibration(importance: Importance, windows: tuple[Window, ...], reading: Reading | None) -> Calibration:
     return Calibration(importance, {} if reading is None else {windows: reading})
-
-
-def _learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:
-    """What a run for these ``paths`` has learned of the same texts before it was ended, if this one goes on.
-
-    Raises InputError as ``calibrate`` does.
-    """
-    journal = journal_of(paths) if run.resume else None
-    learned = None if journal is None else kept_importance(journal)
-    if learned is None or learned.sha256 != digest_of(named_texts(texts)):
-        return None
-    run.announce("resumed: the importance data have been computed already")
-    return learned

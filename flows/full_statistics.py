@@ -157,11 +157,6 @@ def within(work: Path) -> Iterator[Collected]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def statistics_path(output: Path, name: str) -> Path:
-    """Where a conversion of a checkpoint of that ``name`` to ``output`` keeps the statistics it learns."""
-    return output.parent / f"{name}-statistics.gguf"
-
-
 def kept_statistics(path: Path, texts: Mapping[str, str], run: Run) -> Importance | None:
     """Those an ended run has learned of the same texts, if this run goes on.
 

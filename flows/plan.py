@@ -19,7 +19,7 @@ from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.requests import check_request
 from ..converters.results import Options
-from ..converters.targets import Target, checkpoint_name, choose_targets
+from ..converters.targets import Target, checkpoint_name, choose_targets, learned_path
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -193,7 +193,8 @@ def plan(
     progress("planning", 0, 0)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
-        importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
+        kept = learned_path(targets, checkpoint, options).name
+        importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,), kept)
     plan_of = partial(plan_of_target, model, companions, importance)
     targets, _ = with_choices(targets, None, model, importance, options, plan_of, Run())
     bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(vocab_of(model)))

@@ -22,7 +22,6 @@ from ..converters.gguf_writer import (
 from ..converters.hashes import SourceFile, SourceHashes
 from ..converters.journal import Journal, JournalFolder, fingerprint, source_stamps
 from ..converters.kept_choices import keep_choices
-from ..converters.kept_importance import keep_importance
 from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
 from ..converters.pieces import Piece
@@ -94,9 +93,9 @@ def write_targets(
     with journaled_files(paths, kept, content, run, proven=proven) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
-        if importance is not None and not importance.source and stream is None and run.outlet is None:
-            # measured by this very run
-            journal.establish(partial(_keep_learned, importance=importance, targets=targets))
+        choices = [target.choice for target in targets if target.choice is not None]
+        if choices and stream is None and run.outlet is None:
+            journal.establish(partial(keep_choices, choices=choices))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
         if run.outlet is not None:
@@ -119,12 +118,6 @@ def write_targets(
                 text = modelfile(output.path.name)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
     return outputs, beside, model
-
-
-def _keep_learned(folder: Path, importance: Importance, targets: Sequence[Target]) -> None:
-    """What this run has measured and chosen, for one that goes on with it."""
-    keep_importance(folder, importance)
-    keep_choices(folder, [target.choice for target in targets if target.choice is not None])
 
 
 def _content(

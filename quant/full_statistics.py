@@ -193,9 +193,8 @@ def read_statistics(path: Path, sha256: str = "") -> FullStatistics | None:
 
 
 def texts_of(path: Path) -> str | None:
-    """The SHA-256 of the texts a file of full statistics was made of; None where it says nothing."""
-    header = read_header(path)
-    found = header.metadata.get(TEXTS) if is_full(header) else None
+    """The SHA-256 of the texts an imatrix was made of; None where it says nothing."""
+    found = read_header(path).metadata.get(TEXTS)
     return found if isinstance(found, str) else None
 
 

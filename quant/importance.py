@@ -111,14 +111,16 @@ def importance_of(activations: ActivationSums, source: str = "", sha256: str = "
     return Importance(means, source, activations.datasets, activations.chunks, activations.chunk_size, sha256)
 
 
-def importance_to_be(tensors: Sequence[Tensor], datasets: tuple[str, ...] = ()) -> Importance:
+def importance_to_be(
+    tensors: Sequence[Tensor], datasets: tuple[str, ...] = (), source: str = ""
+) -> Importance:
     """Importance data as kconv learns them from texts, but for the numbers: for plans."""
     values = {
         tensor.name: np.ones(tensor.elements // tensor.shape[-2], np.float32)
         for tensor in tensors
         if len(tensor.shape) > 1 and tensor.name not in SPARED
     }
-    return Importance(values, "", datasets, int(bool(datasets)), 0)
+    return Importance(values, source, datasets, int(bool(datasets)), 0)
 
 
 def values_of(tensor: Tensor, importance: Importance | None) -> Floats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,14 @@ def test_calibrating_gives_what_two_steps_give(folder: Path, tmp_path: Path) -> 
     assert one.tensors == two.tensors
     data = [made.outputs[0].path.read_bytes() for made in (at_once, in_two)]
     assert data[0][one.data_offset :] == data[1][two.data_offset :]
-    assert _importance_keys(tmp_path / "one.gguf").keys() == {"dataset", "entries_count", "chunks_count"}
+    kept = tmp_path / "one.imatrix.gguf"
+    importance = _importance_keys(tmp_path / "one.gguf")
+    assert importance.keys() == {"file", "dataset", "entries_count", "chunks_count"}
+    assert importance["file"] == kept.name
+    manifest = json.loads((tmp_path / "one.gguf.manifest.json").read_text("utf-8"))
+    assert manifest["importance"]["sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
+    again = to_gguf(folder, tmp_path / "again.gguf", types=("q3_k_m",), imatrix=kept, threads=1, verify="off")
+    assert again.outputs[0].path.read_bytes() == data[0], "on any machine, and any number of threads"
     figures = [made.proofs[0].to_json()["logits"]["figures"] for made in (at_once, in_two)]
     assert figures[0]["kl_mean"] == pytest.approx(figures[1]["kl_mean"], rel=1e-3)
     assert figures[0]["perplexity_reference"] == pytest.approx(figures[1]["perplexity_reference"], rel=1e-5)

@@ -480,7 +480,7 @@ def test_importance_data_are_not_measured_twice(checkpoint: Path, tmp_path: Path
     text.write_text("모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. " * 40, "utf-8")
     again = struck("kconv.flows.calibrate:calibrate", 1, *words, "--resume")
     assert again.returncode == 0, again.stderr
-    assert "the importance data have been computed already" in again.stderr
+    assert "the statistics have been computed already" in again.stderr
     assert hidden(tmp_path / "out") == []
 
 
