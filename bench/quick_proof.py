@@ -7,7 +7,7 @@ may take 1.5 times as long as of the q8_0 file. Children included; of ``--repeat
 
     python bench/quick_proof.py [--keep] [--repeat N] [--no-verify] [NAME]...
 
-KCONV_SCRATCH (default .dev/bench) needs 10 GB for the 1.3B shape, 45 GB for that of 8B. Ends with 1
+KCONV_SCRATCH (default .dev/bench) needs 7 GB for the 1.3B shape, 35 GB for that of 8B. Ends with 1
 where a limit is broken.
 """
 
@@ -141,6 +141,8 @@ def _k_quant(name: str, checkpoint: Path, out: Path, repeat: int) -> list[str]:
 
 def _converted(checkpoint: Path, out: Path, check: str, threads: str) -> Cost:
     """The seconds of both proofs, the memory of the whole conversion."""
+    for earlier in out.iterdir():  # or the disk would hold them twice
+        earlier.unlink()
     command = [sys.executable, "-c", _CONVERT, str(checkpoint), str(out), check, threads, *TYPES]
     run = measure(command, interval=INTERVAL)
     if run.code:
