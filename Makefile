@@ -61,7 +61,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-l
 test: setup ## run the tests, as many side by side as there are processors: JOBS=1, TESTS="-k gbst"
 	$(PYTEST) $(TESTS)
 
-test-fast: setup ## run all tests but the long ones, in under two minutes
+test-fast: setup ## run all tests but the long ones, in some minutes
 	$(PYTEST) -m "not long" $(TESTS)
 
 lint: setup ## ruff, mypy --strict

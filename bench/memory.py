@@ -9,6 +9,7 @@ drop at any time.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -80,6 +81,11 @@ class _Sampler(threading.Thread):
     def stop(self) -> None:
         self._ended.set()
         self.join()
+
+
+def descendants() -> list[int]:
+    """The processes that this one has started, and those they have."""
+    return [*_family(os.getpid())][1:]
 
 
 def _family(pid: int) -> Iterator[int]:

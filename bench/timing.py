@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import material
-from memory import INTERVAL, Run, measure
+from memory import INTERVAL, Run, descendants, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -140,6 +140,9 @@ def workplace(name: str) -> Iterator[Path]:
     try:
         yield folder
     except KeyboardInterrupt:
+        for child in descendants():  # of a command that was just being started nobody knows yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
         raise SystemExit(130) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -217,11 +217,10 @@ def _asked(path: Path, prompt: str | None, fill: str | None) -> str:
     try:
         return read_prompt(prompt, fill)
     except UsageError:
-        if path.exists():
-            from ..runtimes.loading import open_artifact
+        from ..runtimes.loading import open_artifact
 
-            with contextlib.suppress(EmbedsOnly):
-                open_artifact(path)
+        with contextlib.suppress(EmbedsOnly):
+            open_artifact(path)
         raise
 
 

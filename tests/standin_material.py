@@ -119,6 +119,9 @@ def standin_library(folder: Path, how: str = DIES, *, when: str = "own_buffers")
     folder.mkdir(parents=True)
     for file in real.glob("libggml*.so"):
         (folder / file.name).symlink_to(file)
+    bundled = real.parent.parent / "llama_cpp_python.libs"  # of a repaired wheel; looked for from the links
+    if bundled.is_dir() and not (beside := folder.parent.parent / bundled.name).exists():
+        beside.symlink_to(bundled)
     size, offset = _layout()
     source = folder / "standin.c"
     source.write_text(_SOURCE, "utf-8")

@@ -174,7 +174,6 @@ def test_shells_can_complete_commands_and_options() -> None:
         ["frobnicate"],
         ["--frobnicate"],
         ["run"],
-        ["run", "x.gguf"],
         ["run", "x.gguf", "-p", "a", "--top-p", "2"],
         ["run", "x.gguf", "-p", "a", "-n", "many"],
         ["inspect", "a", "b"],
