@@ -341,8 +341,9 @@ PRINTED_DP: dict[str, dict[float, float]] = {
     "q4_0": {0: -0.68904, 0.1: -0.60728, 1: -0.34054, 50: -0.00493, 99: 0.15878, 100: 0.29322},
 }
 # The tool keeps the base's log probabilities in 16 bits, in steps of some 2e-4 nats. On the machine it ran on
-# all agrees to 5e-5; other processors add up in another order, and llama.cpp then rounds other activations.
-_STORED, _PROCESSOR = 6e-5, 0.02
+# all agrees to 5e-5; other processors add up in another order, and llama.cpp then rounds other activations:
+# built for AVX2 alone, the mean of log ratios is 3.9 % larger, a percentile 2.7 % smaller.
+_STORED, _PROCESSOR = 6e-5, 0.05
 
 
 @pytest.fixture(scope="module")
