@@ -24,13 +24,7 @@ from ..verify.logits import TOGETHER
 from .arrivals import until_the_end
 from .automatic import Known
 from .choose import refuse_impossible
-from .full_statistics import (
-    collecting,
-    digest_of,
-    kept_statistics,
-    to_be_optimized,
-    within,
-)
+from .full_statistics import collecting, digest_of, kept_statistics, to_be_optimized, within
 from .importance import measure_activations, named_texts
 from .plan_files import plan_files, plan_of_target
 from .probing import refuse_proof_text

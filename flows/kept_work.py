@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def held_work(path: Path, *, resume: bool) -> Iterator[Path]:
 
 
 def work_of(
-    targets: list[Target], checkpoint: Checkpoint, options: Options, run: Run
+    targets: Sequence[Target], checkpoint: Checkpoint, options: Options, run: Run
 ) -> contextlib.AbstractContextManager[Path | None]:
     """The folder a conversion of ``checkpoint`` to ``targets`` keeps its work in; None where it keeps none.
 

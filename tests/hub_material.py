@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_material import kconv
 from hub_server import Hub
 from safetensors.numpy import save_file
 
 REPOSITORY = "kconv-tests/small-model"
+
+
+def run(hub: Hub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[Any]:
+    """A command that asks this Hub and has ``home`` to itself; ``more`` goes into its environment."""
+    return kconv(*words, env={**os.environ, **hub.environment(home), **more}, cwd=home)
 
 
 def small_repository(folder: Path, *, shards: int = 1, size: int = 300_000) -> Path:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_material import kconv
-from hub_material import check_blobs, sent_to
+from hub_material import check_blobs, run, sent_to
 from hub_server import TOKEN, Hub
 
 from kconv.converters.samples import write_sample
@@ -48,10 +44,6 @@ def hub(made: Path) -> Iterator[Hub]:
         hub.add(MANY, made / "many")
         hub.add(CHECKPOINT, made / "gbst")
         yield hub
-
-
-def run(hub: Hub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[Any]:
-    return kconv(*words, env={**os.environ, **hub.environment(home), **more}, cwd=home)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_material import kconv
-from hub_material import sent_to
+from hub_material import run, sent_to
 from hub_server import TOKEN, Hub
 from hub_uploads import Uploads
 from llama_material import random_llama
@@ -50,10 +48,6 @@ def hub(made: Path) -> Iterator[Hub]:
         hub.add(SHELF, made / "shelf")
         hub.add(MUTE, made / "mute")
         yield hub
-
-
-def run(hub: Hub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[Any]:
-    return kconv(*words, env={**os.environ, **hub.environment(home), **more}, cwd=home)
 
 
 @pytest.mark.parametrize(

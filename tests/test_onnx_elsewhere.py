@@ -32,8 +32,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_elsewhere(checkpoint, tmp_path_factory.mktemp("onnx") / "elsewhere")
+
+
+def made_elsewhere(checkpoint: Path, target: Path) -> Path:
     """All weights in the graph's own file, matrices transposed and without their names."""
-    made = write_llama_onnx(checkpoint, tmp_path_factory.mktemp("onnx") / "elsewhere")
+    made = write_llama_onnx(checkpoint, target)
     model = onnx.load_model(made / "model.onnx")
     (made / "model.onnx_data").unlink()
     onnx.save_model(model, made / "model.onnx")

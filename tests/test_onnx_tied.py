@@ -11,10 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx_material import write_llama_onnx
 from safetensors.numpy import load_file, save_file
 from t5_checkpoints import write_t5
-from test_onnx_elsewhere import another_epsilon, in_blocks, proven, renamed
+from test_onnx_elsewhere import another_epsilon, in_blocks, made_elsewhere, proven, renamed
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
@@ -38,12 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The head is written out, transposed, as exporters do."""
-    made = write_llama_onnx(checkpoint, tmp_path_factory.mktemp("onnx") / "elsewhere")
-    model = onnx.load_model(made / "model.onnx")
-    (made / "model.onnx_data").unlink()
-    onnx.save_model(model, made / "model.onnx")
-    renamed(made / "model.onnx")
-    return made
+    return made_elsewhere(checkpoint, tmp_path_factory.mktemp("onnx") / "elsewhere")
 
 
 def in_4_bits(source: Path, target: Path) -> None:

@@ -14,11 +14,7 @@ from ..runtimes.llama_reader import LlamaReader
 from ..vocab.parity import Parity
 from .gguf_artifact import GgufArtifact, weights_of
 from .inputs import Expected, VerifyOptions
-from .proof import (
-    Finding,
-    TokensPart,
-    WeightsPart,
-)
+from .proof import Finding, TokensPart, WeightsPart
 from .recomputed import QUICK
 from .tokens import check_tokens, tokens_part
 

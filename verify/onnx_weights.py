@@ -247,9 +247,14 @@ def _compare_piece(
     compared = measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
     if not pair.chosen:
         return compared
-    scales = np.frombuffer(raw[1], _WHOLE[pair.parts[1].element][1]).reshape(shape[0], -1)
     least = -128 if format == Q8_0 else -8
-    return bounded(compared, weights, ours, scales.astype(np.float32), least, rows.start)
+    return bounded(compared, weights, ours, _scales(pair, raw, shape[0]), least, rows.start)
+
+
+def _scales(pair: Pair, raw: Sequence[bytes], rows: int) -> Floats:
+    """Those of a matrix in blocks, ``(rows, blocks)``."""
+    stored = np.frombuffer(raw[1], _WHOLE[pair.parts[1].element][1])
+    return stored.astype(np.float32).reshape(rows, -1)
 
 
 def _bytes(values: Floats) -> Bytes:
@@ -270,10 +275,7 @@ def weights_of(pair: Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Floa
         return stored.astype(np.float32).reshape(shape)
     blocks = shape[1] // pair.format.block_size
     numbers = np.frombuffer(raw[0], np.uint8).reshape(shape[0], blocks, -1)
-    scales = (
-        np.frombuffer(raw[1], _WHOLE[pair.parts[1].element][1]).astype(np.float32).reshape(shape[0], blocks)
-    )
-    return unpacked(pair.format, Packed(numbers, scales))
+    return unpacked(pair.format, Packed(numbers, _scales(pair, raw, shape[0])))
 
 
 def _error(pair: Pair, compared: Compared) -> TensorError:

@@ -22,7 +22,8 @@ def by_source(importance: Importance, family: AnyFamily, checkpoint: Checkpoint,
     values, members, trials = {}, {}, {}
     full, optimization = importance.full, importance.optimization
     tensors, sources = {tensor.name: tensor for tensor in model.tensors}, sources_of(family, checkpoint)
-    formats = {} if optimization is None else dict.fromkeys(format for _, _, format in optimization.trials)
+    known_trials = {} if optimization is None else optimization.trials
+    formats = dict.fromkeys(format for _, _, format in known_trials)
     for target, own in sources.items():
         tensor = tensors.get(target)
         known = None if tensor is None else values_of(tensor, importance)
@@ -35,9 +36,9 @@ def by_source(importance: Importance, family: AnyFamily, checkpoint: Checkpoint,
                 key: Member = (target, matrix)
                 if full is not None and key in full.members:
                     members[source, place] = full.members[key]
-                for format in formats if optimization is not None else ():
-                    if optimization is not None and (*key, format) in optimization.trials:
-                        trials[source, place, format] = optimization.trials[(*key, format)]
+                for format in formats:
+                    if (*key, format) in known_trials:
+                        trials[source, place, format] = known_trials[*key, format]
     full = None if full is None else replace(full, members=members)
     if optimization is not None and full is not None:
         optimization = replace(optimization, statistics=full, trials=trials)
