@@ -16,16 +16,22 @@ CPUINFO = Path("/proc/cpuinfo")
 @dataclass(frozen=True)
 class Processor:
     """``model`` as the system calls it, and the features it names (``avx2``, ``amx_tile``); none where it
-    does not say.
+    does not say. ``vendor`` as the processor spells its maker (``AuthenticAMD``); empty where nobody says.
     """
 
     model: str
     flags: frozenset[str]
+    vendor: str = ""
 
     @property
     def amx(self) -> bool:
         """Whether it multiplies matrices in tiles (Intel's AMX)."""
         return "amx_tile" in self.flags
+
+    @property
+    def amd(self) -> bool:
+        """Whether AMD made it."""
+        return "AuthenticAMD" in (self.vendor or self.model)  # Windows has the maker in the model's name
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def processor(source: Path = CPUINFO) -> Processor:
             fields.setdefault(name.strip(), value.strip())
     flags = fields.get("flags") or fields.get("Features") or ""
     model = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
-    return Processor(model, frozenset(flags.split()))
+    return Processor(model, frozenset(flags.split()), fields.get("vendor_id", ""))
 
 
 def memory(system: Path = Path("/")) -> Memory:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..core.tensor import Tensor
 from .empty_model import Head, computing
 from .magnitudes import Magnitudes
+from .products import linear
 from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ class OutputMatrix:
                 end = min(row + step, matrix.rows)
                 parts = [RowRange(part, row, end) for part in (matrix, bias) if part is not None]
                 with self._reader.reading(parts) as weights:
-                    made = torch.nn.functional.linear(entering, *weights)
+                    made = linear(entering, *weights)
                 if missing is not None and minimums is not None:
                     with self._reader.reading([RowRange(minimums, row, end)]) as least:
-                        made += torch.nn.functional.linear(missing, *least)
+                        made += linear(missing, *least)
                 values[..., row:end] = made.numpy()
             if self._behind is not None:
                 values = self._behind(torch.from_numpy(values)).numpy()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from ..quant.ggml import to_float32
+from .products import multiply_quickly
 from .stand_ins import rests
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class StreamedModules:
         """
         import torch
 
+        multiply_quickly(module)
         number, empty = len(self._wanted), dict(module._parameters)
         self._numbers[module] = number
         leases: list[Lease] = []

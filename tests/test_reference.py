@@ -82,6 +82,12 @@ ROUNDING = 2e-4
 
 
 @pytest.fixture(autouse=True)
+def multiplied_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the bits have to be those of transformers; test_products.py holds the other library against it."""
+    monkeypatch.setattr("kconv.reference.products._onednn", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def _as_many_threads() -> Iterator[None]:
     """Logits compared bit by bit are computed with as many threads as ``read`` asks for."""
     import torch
