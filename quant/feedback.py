@@ -23,6 +23,9 @@ from .ggml import Bytes, Floats
 TILE = 64
 """Rows and columns that are worked on together (feedback.h)."""
 
+_BLOCKS = 8  # of TILE rows that are worked on together (BLOCKS of feedback.h)
+_BLOCK = 3 * TILE**2 + 2 * (TILE // 16) * TILE  # numbers of four bytes of a block's own (struct block)
+
 DESCENTS = 2
 """Times each code is chosen again when all others are known. A third one changes hardly anything."""
 
@@ -100,7 +103,7 @@ def refine(
         return
     blocks, rows = _taken_apart(format, layout, weights, data)
     library, number = _library(), native.SETS.index(set_for(kernels))
-    z = np.empty(TILE * len(given.roots), np.float32)
+    z = _room(len(weights), given)
     library.kconv_refine(
         number, given.matrix.ctypes.data, len(given.roots), given.roots.ctypes.data,
         ctypes.byref(rows.struct), DESCENTS, z.ctypes.data,
@@ -114,7 +117,7 @@ def losses(format: Format, weights: Floats, data: Bytes, given: Correlated) -> n
     assert layout is not None
     _, rows = _taken_apart(format, layout, weights, data)
     found = np.empty(len(weights), np.float64)
-    z = np.empty(TILE * len(given.roots), np.float32)
+    z = _room(len(weights), given)
     _library().kconv_measure(
         native.SETS.index(set_for("chosen")), given.matrix.ctypes.data, len(given.roots),
         given.roots.ctypes.data, ctypes.byref(rows.struct), z.ctypes.data, found.ctypes.data,
@@ -171,6 +174,12 @@ def _taken_apart(format: Format, layout: Layout, weights: Floats, data: Bytes) -
         *weights.shape, layout.grid.group,
     )  # fmt: skip
     return blocks, _Rows(struct, codes, (floats, steps, minima, values, grid))
+
+
+def _room(rows: int, given: Correlated) -> Floats:
+    """What the kernels work in."""
+    blocks = min(-(-rows // TILE), _BLOCKS)
+    return np.empty(blocks * (TILE * len(given.roots) + _BLOCK), np.float32)
 
 
 def _grid(grid: Grid, values: Floats) -> _GridStruct:

@@ -51,7 +51,7 @@ def _onednn() -> Callable[..., torch.Tensor] | None:
     """
     import torch
 
-    if not processor().amd or not torch.backends.mkldnn.is_available():
+    if not processor().amd or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
 
     def product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

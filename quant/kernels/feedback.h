@@ -12,6 +12,7 @@
 #ifndef FEEDBACK_TILE
 #define FEEDBACK_TILE
 #define TILE 64
+#define BLOCKS 8 /* of TILE rows that go through the columns together; feedback.py makes room for them */
 enum { FORWARD, DESCENT, MEASURE }; /* what a walk over the columns does */
 #endif
 
@@ -107,11 +108,19 @@ INLINE lf NAME(value)(li place, const struct kconv_grid *grid) {
     return value;
 }
 
+/* How many blocks of TILE rows that is, how many of the rows are in block p, how many go together. */
+INLINE int64_t NAME(blocks_of)(int64_t rows) { return (rows + TILE - 1) / TILE; }
+INLINE int NAME(rows_of)(int count, int p) { return count - p * TILE < TILE ? count - p * TILE : TILE; }
+INLINE int64_t NAME(rows_together)(const struct kconv_rows *rows) {
+    return rows->count < BLOCKS * TILE ? rows->count : BLOCKS * TILE;
+}
+
 /* What a walk needs of TILE columns, the rows turned into lanes: weights, codes, steps and minima. */
 struct NAME(block) {
     float weights[TILE * TILE], acc[TILE * TILE], steps[TILE / 16 * TILE], minima[TILE / 16 * TILE];
     int32_t codes[TILE * TILE];
 };
+_Static_assert(sizeof(struct NAME(block)) == 4 * (3 * TILE * TILE + 2 * (TILE / 16) * TILE), "as in feedback.py");
 
 static void NAME(enter)(struct NAME(block) *block, const struct kconv_rows *rows, int64_t first, int64_t b,
                         int count) {
@@ -162,73 +171,102 @@ INLINE void NAME(choose_codes)(struct NAME(block) *block, const struct kconv_row
     store(z + at, (step * NAME(value)(code, grid) - minimum_ - weight) * root);
 }
 
-/* One walk over the columns of at most TILE rows from ``first`` on. z (n, TILE) holds their errors before a
+/* acc[r] -= tile[j][i] * own[j][r] for j below ``until``, one after the other, of four vectors at a time: each waits
+ * long for its last product, but none for the others'. */
+INLINE void NAME(subtract_own)(float *acc, const float *tile, const float *own, int i, int until) {
+    for (int r = 0; r < TILE; r += 4 * LANES) {
+        lf a = load(acc + r), b = load(acc + r + LANES), c = load(acc + r + 2 * LANES), d = load(acc + r + 3 * LANES);
+        for (int j = 0; j < until; ++j) {
+            const lf factor = floats(tile[j * TILE + i]);
+            const float *at = own + j * TILE + r;
+            a = a - factor * load(at), b = b - factor * load(at + LANES);
+            c = c - factor * load(at + 2 * LANES), d = d - factor * load(at + 3 * LANES);
+        }
+        store(acc + r, a), store(acc + r + LANES, b), store(acc + r + 2 * LANES, c), store(acc + r + 3 * LANES, d);
+    }
+}
+
+/* The columns of a block, when what all others have cost is in its ``acc``; ``own`` are its errors. */
+static void NAME(walk_within)(struct NAME(block) *block, const float *tile, const float *roots,
+                              const struct kconv_rows *rows, int count, int what, float *own, double *losses) {
+    for (int i = 0; i < TILE; ++i) {
+        float *acc = block->acc + i * TILE;
+        NAME(subtract_own)(acc, tile, own, i, what == FORWARD ? i : TILE);
+        for (int r = 0; r < TILE; r += LANES)
+            if (what == MEASURE)
+                for (int k = r; k < r + LANES && k < count; ++k) {
+                    const double mine = own[i * TILE + k];
+                    losses[k] += mine * (mine - acc[k]);
+                }
+            else
+                NAME(choose_codes)(block, rows, i, r, roots[i], load(acc + r), own);
+    }
+}
+
+/* One walk over the columns of at most BLOCKS * TILE rows from ``first`` on, TILE of them in each of ``blocks``,
+ * so that coefficients are taken from the matrix once for all. z (blocks, n, TILE) holds their errors before a
  * DESCENT or MEASURE, and afterwards; losses, as many as rows, are what they cost. */
 static void NAME(walk)(const float *m, int64_t n, const float *roots, const struct kconv_rows *rows, int64_t first,
-                       int count, int what, float *z, double *losses) {
+                       int count, int what, float *z, struct NAME(block) *blocks, double *losses) {
     float tile[TILE * TILE];
-    struct NAME(block) block;
     for (int64_t b = 0; b < n; b += TILE) {
-        float *own = z + b * TILE;
-        NAME(enter)(&block, rows, first, b, count);
+        for (int p = 0; p * TILE < count; ++p)
+            NAME(enter)(blocks + p, rows, first + p * TILE, b, NAME(rows_of)(count, p));
         for (int64_t bj = 0; bj < (what == FORWARD ? b : n); bj += TILE) {
             if (bj == b) continue;
             NAME(coefficients)(m, n, b, bj, what == FORWARD, tile);
-            NAME(subtract)(block.acc, tile, z + bj * TILE);
+            for (int p = 0; p * TILE < count; ++p) NAME(subtract)(blocks[p].acc, tile, z + (p * n + bj) * TILE);
         }
         NAME(coefficients)(m, n, b, b, what == FORWARD, tile);
-        for (int i = 0; i < TILE; ++i)
-            for (int r = 0; r < TILE; r += LANES) {
-                lf acc = load(block.acc + i * TILE + r);
-                for (int j = 0; j < (what == FORWARD ? i : TILE); ++j)
-                    acc = acc - floats(tile[j * TILE + i]) * load(own + j * TILE + r);
-                if (what == MEASURE)
-                    for (int k = 0; k < LANES && r + k < count; ++k) {
-                        const double mine = own[i * TILE + r + k];
-                        losses[r + k] += mine * (mine - acc[k]);
-                    }
-                else
-                    NAME(choose_codes)(&block, rows, i, r, roots[b + i], acc, own);
-            }
-        if (what != MEASURE) NAME(leave)(&block, rows, first, b, count);
+        for (int p = 0; p * TILE < count; ++p) {
+            const int own = NAME(rows_of)(count, p);
+            NAME(walk_within)(blocks + p, tile, roots + b, rows, own, what, z + (p * n + b) * TILE,
+                              losses ? losses + p * TILE : NULL);
+            if (what != MEASURE) NAME(leave)(blocks + p, rows, first + p * TILE, b, own);
+        }
     }
 }
 
 /* The errors of the codes as they are. */
 static void NAME(errors)(const float *roots, int64_t n, const struct kconv_rows *rows, int64_t first, int count,
-                         float *z) {
-    struct NAME(block) block;
+                         float *z, struct NAME(block) *block) {
     for (int64_t b = 0; b < n; b += TILE) {
-        NAME(enter)(&block, rows, first, b, count);
+        NAME(enter)(block, rows, first, b, count);
         for (int i = 0; i < TILE; ++i)
             for (int r = 0; r < TILE; r += LANES) {
                 const int at = i * TILE + r, group = i / rows->group * TILE + r;
-                const lf value = NAME(value)(load_ints(block.codes + at), rows->grid);
-                const lf error = load(block.steps + group) * value - load(block.minima + group) -
-                                 load(block.weights + at);
+                const lf value = NAME(value)(load_ints(block->codes + at), rows->grid);
+                const lf error = load(block->steps + group) * value - load(block->minima + group) -
+                                 load(block->weights + at);
                 store(z + b * TILE + at, error * roots[b + i]);
             }
     }
 }
 
-/* Choose the codes of all rows; z has room for n * TILE. */
+/* Choose the codes of all rows; z has room for as many blocks as rows take, at most BLOCKS, of n * TILE numbers each,
+ * and behind them for what a block needs. */
 static void NAME(refine)(const float *m, int64_t n, const float *roots, const struct kconv_rows *rows, int descents,
                          float *z) {
-    for (int64_t first = 0; first < rows->count; first += TILE) {
-        const int count = rows->count - first < TILE ? (int)(rows->count - first) : TILE;
-        memset(z, 0, sizeof(float) * TILE * n);
-        NAME(walk)(m, n, roots, rows, first, count, FORWARD, z, NULL);
-        for (int i = 0; i < descents; ++i) NAME(walk)(m, n, roots, rows, first, count, DESCENT, z, NULL);
+    const int64_t most = NAME(rows_together)(rows);
+    struct NAME(block) *blocks = (struct NAME(block) *)(z + NAME(blocks_of)(most) * n * TILE);
+    for (int64_t first = 0; first < rows->count; first += most) {
+        const int count = (int)(rows->count - first < most ? rows->count - first : most);
+        memset(z, 0, sizeof(float) * NAME(blocks_of)(count) * TILE * n);
+        NAME(walk)(m, n, roots, rows, first, count, FORWARD, z, blocks, NULL);
+        for (int i = 0; i < descents; ++i) NAME(walk)(m, n, roots, rows, first, count, DESCENT, z, blocks, NULL);
     }
 }
 
-/* What the errors of each row's codes cost under correlations that lie above the diagonal of m. */
+/* What the errors of each row's codes cost under correlations that lie above the diagonal of m; z as for refine. */
 static void NAME(measure)(const float *m, int64_t n, const float *roots, const struct kconv_rows *rows, float *z,
                           double *losses) {
-    for (int64_t first = 0; first < rows->count; first += TILE) {
-        const int count = rows->count - first < TILE ? (int)(rows->count - first) : TILE;
-        NAME(errors)(roots, n, rows, first, count, z);
+    const int64_t most = NAME(rows_together)(rows);
+    struct NAME(block) *blocks = (struct NAME(block) *)(z + NAME(blocks_of)(most) * n * TILE);
+    for (int64_t first = 0; first < rows->count; first += most) {
+        const int count = (int)(rows->count - first < most ? rows->count - first : most);
+        for (int p = 0; p * TILE < count; ++p)
+            NAME(errors)(roots, n, rows, first + p * TILE, NAME(rows_of)(count, p), z + p * n * TILE, blocks);
         for (int r = 0; r < count; ++r) losses[first + r] = 0;
-        NAME(walk)(m, n, roots, rows, first, count, MEASURE, z, losses + first);
+        NAME(walk)(m, n, roots, rows, first, count, MEASURE, z, blocks, losses + first);
     }
 }
