@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -18,8 +19,10 @@ from ..quant.choice_losses import MENU, offered, parse_menu
 from ..quant.chosen_policy import choosable, chosen_policy, refuse_other_architecture
 from ..quant.formats import Format
 from ..quant.importance import SPARED, Importance
+from ..quant.kept_codes import KeptCodes
 from ..quant.policy_file import Choice, read_choice
 from ..verify.inputs import Expected, VerifyOptions, text_windows
+from .arrivals import until_the_end
 from .chooser import Chooser, Found, PlanOf
 from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
@@ -29,6 +32,7 @@ from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
 
+_CODES = "codes"  # the folder in that of a conversion's work
 _EVENED = 0.5  # of the differences between layers (in logarithms) that a more careful choice leaves out
 
 
@@ -82,6 +86,7 @@ def with_choices(
         recipes = recipes_of(model, tensors, wished[0].policy, importance)
         found = held_against_recipes(HeldOut(prober), chooser, evened, wished, recipes, run)
         if options.optimize and importance is not None:
+            importance = _keeping_codes(importance, run)
             wanted = [(tensor, [each.formats[tensor.name] for each in found]) for tensor in tensors]
             importance = with_codes(importance, model, [w for w in wanted if w[0].name not in SPARED], run)
             lost = prober.having(importance).together([each.formats for each in found])
@@ -95,6 +100,14 @@ def with_choices(
         target.path: _with(target, choice, tensors) for target, choice in zip(wished, choices, strict=True)
     }
     return [made.get(target.path, target) for target in targets], importance
+
+
+def _keeping_codes(importance: Importance, run: Run) -> Importance:
+    """The same: the codes that what is chosen is measured with are those that are written."""
+    if run.work is None or importance.optimization is None:
+        return importance
+    kept = until_the_end(contextlib.closing(KeptCodes(run.work / _CODES)))
+    return replace(importance, optimization=replace(importance.optimization, kept=kept))
 
 
 def predicted_of(output: Output) -> float | None:

@@ -228,6 +228,7 @@ def with_codes(
     refuse_unfit(importance.full, model.tensors)
     statistics = importance.full
     known = {} if importance.optimization is None else dict(importance.optimization.trials)
+    kept = None if importance.optimization is None else importance.optimization.kept
     before = kept_strengths(run.work, statistics)
     if len(before.keys() - known.keys()):
         run.announce(f"resumed: how the codes of {len(before)} matrices are chosen is known already")
@@ -237,7 +238,7 @@ def with_codes(
         for tensor, formats in wanted
     ]
     if known and not any(formats for _, formats in wanted):
-        return replace(importance, optimization=Optimization(statistics, known))
+        return replace(importance, optimization=Optimization(statistics, known, kept))
     threads = run.threads or available_cores()
     about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
     run.announce(f"optimize: codes are chosen by {statistics.path.name}, about {about}")
@@ -251,7 +252,7 @@ def with_codes(
 
     told = keeping_strengths(run.work, statistics)
     found = optimization(statistics, wanted, encode, threads=threads, progress=run.progress, told=told)
-    return replace(importance, optimization=replace(found, trials={**known, **found.trials}))
+    return replace(importance, optimization=replace(found, trials={**known, **found.trials}, kept=kept))
 
 
 def _is_known(known: Mapping[Key, Trial], tensor: Tensor, format: Format) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .feedback import Correlated
 from .formats import Format
 from .full_statistics import HALVES, FullStatistics, Site
 from .ggml import Bytes, Floats
+from .kept_codes import KeptCodes
 from .native import Kernels
 
 METHOD = "error feedback and coordinate descent, 1"
@@ -49,11 +50,13 @@ class Trial:
 class Optimization:
     """The statistics and, for each matrix in each format, how far they are shrunk; PLAIN where not listed.
 
-    It can be pickled and used in other processes that see the same file.
+    ``kept`` are the codes that have been chosen already. Without them it can be pickled and used in other
+    processes that see the same file.
     """
 
     statistics: FullStatistics
     trials: Mapping[Key, Trial]
+    kept: KeptCodes | None = field(default=None, compare=False, repr=False)
 
     def choosers(self, tensor: Tensor) -> Choosers:
         """What chooses the codes of a tensor."""
@@ -113,7 +116,27 @@ class Choosers:
         for format, data in wanted.items():
             parts = data.reshape(len(matrices), -1)
             for matrix, rows, part in zip(matrices, weights, parts, strict=True):
-                self.choose(format, rows, part, matrix, kernels)
+                place = (matrix, 1) if source.ndim == 3 else (first, len(source))
+                self._choose_once(format, rows, part, matrix, place, kernels)
+
+    def _choose_once(
+        self,
+        format: Format,
+        weights: Floats,
+        data: Bytes,
+        matrix: int,
+        place: tuple[int, int],
+        kernels: Kernels,
+    ) -> None:
+        """Choose codes, or take those kept of that ``place``: the first row of the tensor, how many."""
+        kept, trial = self.optimization.kept, self._trial(matrix, format)
+        if kept is None or trial is None or kernels != "chosen":
+            self.choose(format, weights, data, matrix, kernels)
+            return
+        key = (self.name, format.name, trial.strength)
+        if not kept.take(key, *place, data):
+            self.choose(format, weights, data, matrix, kernels)
+            kept.keep(key, *place, data)
 
     def _trial(self, matrix: int, format: Format) -> Trial | None:
         """What was found out for one of the matrices; None where its codes stay as they are."""

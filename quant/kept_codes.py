@@ -1,0 +1,104 @@
+"""Codes that have been chosen once, in files: a choice of formats is measured with them before it is written.
+
+Choosing codes is most of the work of a conversion with --optimize, so it is done once. The files take as much
+room as what is going to be written; where that is not to be had, codes are chosen again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core import system_files
+from .ggml import Bytes
+
+Key = tuple[str, str, float]
+"""A tensor's name, a format's, and the strength by which the codes of its matrix were chosen."""
+
+
+@dataclass
+class _File:
+    """Where the rows of a tensor lie, one after the other, and which of them are there."""
+
+    handle: int
+    there: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether all of these rows are there."""
+        return stop <= len(self.there) and bool(self.there[start:stop].all())
+
+    def mark(self, start: int, stop: int) -> None:
+        """These rows are there from now on."""
+        if stop > len(self.there):
+            self.there = np.concatenate([self.there, np.zeros(stop - len(self.there), np.bool_)])
+        self.there[start:stop] = True
+
+
+class KeptCodes:
+    """Encoded rows by tensor, format and strength, in files in ``folder``, which is this object's own.
+
+    Safe from several threads. ``close`` removes all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._files: dict[Key, _File] = {}
+        self._keeps = True
+        self._emptied()
+
+    def take(self, key: Key, start: int, rows: int, data: Bytes) -> bool:
+        """Fill ``data`` with these rows, if they are there."""
+        with self._lock:
+            file = self._files.get(key)
+            if file is None or not file.has(start, start + rows):
+                return False
+        found = np.empty_like(data)
+        with contextlib.suppress(OSError):
+            place = start * (data.nbytes // rows)
+            if system_files.read_at(file.handle, found.data, place) == data.nbytes:
+                data[:] = found
+                return True
+        return False
+
+    def keep(self, key: Key, start: int, rows: int, data: Bytes) -> None:
+        """Keep these rows, as long as there is room."""
+        if not self._keeps or not rows:
+            return
+        try:
+            with self._lock:
+                file = self._files.get(key) or self._begun(key)
+            system_files.write_at(file.handle, data.data, start * (data.nbytes // rows))
+        except OSError:  # no room: they are chosen again
+            self._keeps = False
+            return
+        with self._lock:
+            file.mark(start, start + rows)
+
+    def _begun(self, key: Key) -> _File:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+        file = self._files[key] = _File(system_files.open_to_write(self._folder / name, make=True))
+        return file
+
+    def close(self) -> None:
+        """Remove what is kept."""
+        with self._lock:
+            self._keeps = False
+            for file in self._files.values():
+                system_files.release(file.handle)
+            self._files.clear()
+        self._emptied()
+
+    def _emptied(self) -> None:
+        """Nothing of it is left, nor of a run that was killed."""
+        for path in self._folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
