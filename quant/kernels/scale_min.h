@@ -10,12 +10,8 @@
 
 #include "lanes.h"
 
-#ifndef GROUPS
 #define GROUPS 4
-#endif
-#ifndef PAIR
 #define PAIR 2
-#endif
 #define EACH_GROUP for (int g = 0; g < GROUPS; ++g)
 #define EACH_PAIR for (int p = 0; p < GROUPS; p += PAIR)
 #define EACH_OF_PAIR for (int g = 0; g < PAIR; ++g)
@@ -88,16 +84,15 @@ INLINE void sum_levels(
     EACH_OF_PAIR tried[g].l = l[g], tried[g].ll = ll[g], tried[g].xl = xl[g];
 }
 
-/* Levels rise with the weights: if those of the least and the greatest are tame, all are. */
+/* Levels rise, or fall, with the weights: if those of the least and the greatest are tame, all are. */
 INLINE void assign_levels(
     const search_range *range, const lf *x, const lf *weights, lf *levels, tried_scale *tried
 ) {
     bool tame = true;
     EACH_OF_PAIR {
         const lf lowest = tried[g].iscale * (tried[g].low - tried[g].origin);
-        const lf highest = tried[g].iscale * (tried[g].high - tried[g].origin);
-        const lm own = both(less(floats(-0x1p22f), lowest), less(highest, floats(0x1p22f)));
-        tame = tame && all(own);
+        const lf highest = tried[g].iscale * (tried[g].high - tried[g].origin), limit = floats(0x1p22f);
+        tame = tame && all(both(less(absolute(lowest), limit), less(absolute(highest), limit)));
     }
     if (tame)
         sum_levels(range, true, x, weights, levels, tried);
