@@ -36,6 +36,25 @@ INLINE lf nearest_level(lf x, int top) {
     return between(nearest_sum(x), floats(MAGIC), floats(MAGIC + top));
 }
 
+/* Where a weight lies among the levels is tame if it is less than ``reach`` from ``middle``. AVX-512 looks levels
+ * up to 15 up, by the lowest five bits of a sum with MAGIC, which are those of -8 to 23. */
+#define LOOKED_UP(top) (LANES == 16 && (top) < 16)
+#define MIDDLE(top) (LOOKED_UP(top) ? 7.5f : 0.0f)
+#define REACH(top) (LOOKED_UP(top) ? 15.5f : 0x1p22f)
+
+/* The level of a tame place: nearest_level(place, top) - MAGIC. */
+INLINE lf tame_level(lf place, int top) {
+#if LANES == 16
+    if (LOOKED_UP(top)) {
+        const lf from_0 = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const lf from_16 = {15, 15, 15, 15, 15, 15, 15, 15, 0, 0, 0, 0, 0, 0, 0, 0};
+        const __m512 low = (__m512)minimum(from_0, floats(top)), high = (__m512)minimum(from_16, floats(top));
+        return (lf)_mm512_permutex2var_ps(low, (__m512i)(place + MAGIC), high);
+    }
+#endif
+    return between(nearest_small(place), floats(0), floats(top));
+}
+
 /* A vector of sub-blocks: its least weight, but at most 0, and its greatest; where levels are counted from, and
  * the next scale that is tried, inverted; the sums that scale and offset for its levels follow from; the least
  * error so far. */
@@ -60,12 +79,11 @@ INLINE void weigh_errors(
         }
 }
 
-/* The levels with one iscale, and their sums. ``tame`` says that each is less than 2^22 in magnitude. */
+/* The levels with one iscale, and their sums. ``tame`` says that all places are. */
 INLINE void sum_levels(
     const search_range *range, bool tame, const lf *x, const lf *weights, lf *levels, tried_scale *tried
 ) {
     const int count = range->count;
-    const lf top = floats(range->top);
     lf l[PAIR], ll[PAIR], xl[PAIR];
     EACH_OF_PAIR l[g] = ll[g] = xl[g] = floats(0);
 #pragma GCC unroll 4
@@ -73,8 +91,7 @@ INLINE void sum_levels(
         EACH_OF_PAIR {
             const int at = g * count + i;
             const lf place = tried[g].iscale * (x[at] - tried[g].origin);
-            const lf level = tame ? between(nearest_small(place), floats(0), top)
-                                  : nearest_level(place, range->top) - MAGIC;
+            const lf level = tame ? tame_level(place, range->top) : nearest_level(place, range->top) - MAGIC;
             const lf weighted = weights[at] * level;
             levels[at] = level;
             l[g] += weighted;
@@ -84,15 +101,17 @@ INLINE void sum_levels(
     EACH_OF_PAIR tried[g].l = l[g], tried[g].ll = ll[g], tried[g].xl = xl[g];
 }
 
-/* Levels rise, or fall, with the weights: if those of the least and the greatest are tame, all are. */
+/* Places rise, or fall, with the weights: if those of the least and the greatest are tame, all are. */
 INLINE void assign_levels(
     const search_range *range, const lf *x, const lf *weights, lf *levels, tried_scale *tried
 ) {
+    const lf middle = floats(MIDDLE(range->top)), reach = floats(REACH(range->top));
     bool tame = true;
     EACH_OF_PAIR {
         const lf lowest = tried[g].iscale * (tried[g].low - tried[g].origin);
-        const lf highest = tried[g].iscale * (tried[g].high - tried[g].origin), limit = floats(0x1p22f);
-        tame = tame && all(both(less(absolute(lowest), limit), less(absolute(highest), limit)));
+        const lf highest = tried[g].iscale * (tried[g].high - tried[g].origin);
+        const lm first = less(absolute(lowest - middle), reach), last = less(absolute(highest - middle), reach);
+        tame = tame && all(both(first, last));
     }
     if (tame)
         sum_levels(range, true, x, weights, levels, tried);
