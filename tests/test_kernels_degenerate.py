@@ -100,8 +100,8 @@ def test_degenerate_importance_of_all_sorts_of_blocks(format: Format) -> None:
 
 @pytest.mark.parametrize("name", ["q2_K", "q4_K", "q5_K", "q4_1", "q5_1"])
 def test_levels_out_of_range(name: str) -> None:
-    """Where one weight counts far more than the others, a fit may put the minimum so far off that rounding, which
-    takes the low bits of a sum, wraps around: some blocks in ten thousand.
+    """Where one weight counts far more than the others, a fit may put the minimum so far off that rounding,
+    which takes the low bits of a sum, wraps around: some blocks in ten thousand.
     """
     rng = np.random.default_rng(4)
     rows = blocks("sparse", rng, 4000).reshape(800, 1280)
