@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kernel_material import Floats, assert_equal, mixture
+from kernel_material import Floats, assert_equal, blocks, importance, mixture
 
 from kconv.quant import native
 from kconv.quant.formats import Format, parse_format
@@ -96,6 +96,16 @@ def test_degenerate_importance_of_all_sorts_of_blocks(format: Format) -> None:
     rng = np.random.default_rng(3)
     for name, weigh in IMPORTANCE.items():
         assert_equal(format, mixture(rng, 400, 1280), weigh(rng, 1280), name)
+
+
+@pytest.mark.parametrize("name", ["q2_K", "q4_K", "q5_K", "q4_1", "q5_1"])
+def test_levels_out_of_range(name: str) -> None:
+    """Where one weight counts far more than the others, a fit may put the minimum so far off that rounding,
+    which takes the low bits of a sum, wraps around: some blocks in ten thousand.
+    """
+    rng = np.random.default_rng(4)
+    rows = blocks("sparse", rng, 4000).reshape(800, 1280)
+    assert_equal(parse_format(name), rows, importance("powers", rng, 1280), "sparse blocks")
 
 
 @pytest.mark.parametrize("format", CASES)

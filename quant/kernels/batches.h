@@ -25,15 +25,16 @@ INLINE void encode_batches(
     for (int64_t first = 0; first < total; first += LANES) {
         const float *at[LANES];
         for (int n = 0; importance && n < LANES; ++n) at[n] = importance + size * ((first + n) % in_row);
-        if (first + LANES <= total) {
-            encode(x + size * first, importance ? at : NULL, to + bytes * first);
-            continue;
-        }
+        const float *from = x + size * first;
+        uint8_t *out = to + bytes * first;
         const int64_t count = total - first;
-        memset(rest, 0, sizeof rest);
-        memcpy(rest, x + size * first, sizeof(float) * size * count);
-        encode(rest, importance ? at : NULL, encoded);
-        memcpy(to + bytes * first, encoded, bytes * count);
+        const bool whole = count >= LANES;
+        if (!whole) {
+            memset(rest, 0, sizeof rest);
+            memcpy(rest, from, sizeof(float) * size * count);
+        }
+        encode(whole ? from : rest, importance ? at : NULL, whole ? out : encoded);
+        if (!whole) memcpy(out, encoded, bytes * count);
     }
 }
 

@@ -7,7 +7,7 @@
  *
  *   lf  LANES floats       + - * / work lane by lane, each rounded once
  *   li  LANES int32_t      + - * & | ^ << >> work lane by lane
- *   lm  LANES truth values: both, either, without, any
+ *   lm  LANES truth values: both, either, without, any, all
  */
 #ifndef KCONV_LANES_H
 #define KCONV_LANES_H
@@ -58,6 +58,7 @@ INLINE lm equal(lf a, lf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _C
 INLINE lm unequal(lf a, lf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ); }
 INLINE lm greater_ints(li a, li b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE lm equal_ints(li a, li b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE bool all(lm a) { return a == 0xffff; }
 INLINE lf choose(lm m, lf a, lf b) { return (lf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 INLINE li choose_ints(lm m, li a, li b) { return (li)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
 INLINE lm both(lm a, lm b) { return a & b; }
@@ -85,6 +86,7 @@ INLINE lm without(lm a, lm b) { return a & ~b; }
 #if LANES == 8
 INLINE lf choose(lm m, lf a, lf b) { return (lf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
 INLINE bool any(lm a) { return !_mm256_testz_si256((__m256i)a, (__m256i)a); }
+INLINE bool all(lm a) { return _mm256_testc_si256((__m256i)a, (__m256i)ints(-1)); }
 INLINE lf maximum(lf a, lf b) { return (lf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE lf minimum(lf a, lf b) { return (lf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE li maximum_ints(li a, li b) { return (li)_mm256_max_epi32((__m256i)a, (__m256i)b); }
@@ -95,6 +97,7 @@ INLINE li truncated(lf x) { return (li)_mm256_cvttps_epi32((__m256)x); }
 #else
 INLINE lf choose(lm m, lf a, lf b) { return (lf)choose_ints(m, (li)a, (li)b); }
 INLINE bool any(lm a) { return (a[0] | a[1] | a[2] | a[3]) != 0; }
+INLINE bool all(lm a) { return (a[0] & a[1] & a[2] & a[3]) != 0; }
 INLINE li maximum_ints(li a, li b) { return choose_ints(a > b, a, b); }
 INLINE li minimum_ints(li a, li b) { return choose_ints(a < b, a, b); }
 #if X86_LANES
@@ -133,6 +136,16 @@ INLINE lf nearest_small(lf x) {
 
 /* MAGIC + nearest(x), exactly, whatever x is: floats are quicker to clamp and to go on with. */
 INLINE lf nearest_sum(lf x) { return from_bits((bits(x + MAGIC) & 0x007fffff) | 0x4b000000); }
+
+/* x, brought to between low and high, which have no sign; x is not NaN. Positive floats are ordered as their bits,
+ * and the bits of negative ones are negative: processors have more room for whole numbers beside additions. */
+INLINE lf between(lf x, lf low, lf high) {
+#if LANES > 4
+    return from_bits(minimum_ints(maximum_ints(bits(x), bits(low)), bits(high)));
+#else
+    return minimum(maximum(x, low), high);
+#endif
+}
 
 /* Super-blocks and blocks whose largest magnitude is less count as zero (GROUP_MAX_EPS in ggml-quants.c). */
 #define GROUP_MAX_EPS 1e-15f

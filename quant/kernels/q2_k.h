@@ -31,7 +31,10 @@ INLINE void search_q2_K(const float *x, const float *const *importance, found_bl
             } else
                 for (int i = 0; i < 16; ++i) w[i] = absolute(v[i]);
         }
-        find_blocks(importance ? &Q2_K_WEIGHED : &Q2_K_PLAIN, values, weights, first, found);
+        if (importance) /* what is tried is a constant of each */
+            find_blocks(&Q2_K_WEIGHED, values, weights, first, found);
+        else
+            find_blocks(&Q2_K_PLAIN, values, weights, first, found);
     }
 }
 

@@ -72,7 +72,7 @@ INLINE void encode_weighed_q4_q5(
     lf values[GROUPS * 32], weights[GROUPS * 32];
     li levels[32];
     scale_min found;
-    weighted_sums sums;
+    lf sums[GROUPS];
     EACH_GROUP {
         load_transposed(x + 32 * g * LANES, 32, 32, values + 32 * g);
         weigh_blocks(
@@ -80,7 +80,7 @@ INLINE void encode_weighed_q4_q5(
         );
     }
     if (format->minimum)
-        find_scale_min(format->top == 15 ? &Q4_1_WEIGHED : &Q5_1_WEIGHED, values, weights, &found, &sums);
+        find_scale_min(format->top == 15 ? &Q4_1_WEIGHED : &Q5_1_WEIGHED, values, weights, &found, sums);
     EACH_GROUP {
         const lf *v = values + 32 * g;
         lf scale, low = floats(0);

@@ -51,7 +51,10 @@ INLINE void search_q4_q5(
             else
                 weigh_q4_q5(v, w);
         }
-        find_blocks(importance ? &format->weighed : &format->plain, values, weights, first, found);
+        if (importance) /* what is tried is a constant of each */
+            find_blocks(&format->weighed, values, weights, first, found);
+        else
+            find_blocks(&format->plain, values, weights, first, found);
     }
 }
 
