@@ -8,10 +8,10 @@ without; for some with BOS and EOS as the vocabulary declares them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
@@ -101,8 +101,7 @@ class Parity:
         }
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One encoding both sides are asked for; ``text`` is an index into the texts."""
 
     text: int
@@ -137,32 +136,45 @@ class Declared:
     add_space_prefix: bool
 
 
-def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
-    """The built-in texts, those that spell the source's special tokens, and those its vocabulary gives."""
+def exam(
+    source: Source,
+    extra_texts: Sequence[str] = (),
+    ahead: Callable[[Sequence[str], Sequence[Question]], None] = lambda texts, questions: None,
+) -> Exam:
+    """The built-in texts, those that spell the source's special tokens, and those its vocabulary gives.
+
+    ``ahead`` is told texts and questions before the tokenizer answers; they are others if it refuses any.
+    """
     specials = [token.text for token in source.added if token.text.strip()]
     roles = {source.tokens[token_id] for token_id in source.special.values()}
     specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
     written = dict.fromkeys((*texts.built_in(), *extra_texts))
     spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
     of_vocabulary = (*every_token(source), *competing_merges(source))
-    asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
+    asked = tuple(dict.fromkeys((*written, *spelling, *of_vocabulary)))
     pattern = added_pattern([token for token in source.added if token.special], True)
+    unspelled = [text for text in written if not (pattern and pattern.search(text))]
+    ahead(asked, _questions(asked, unspelled))
     parsed = reference_ids(source, asked, True)
-    unique = tuple(parsed)
-    unspelled = [text for text in unique if text in written and not (pattern and pattern.search(text))]
-    unparsed = reference_ids(source, unspelled, False)
-    at = {text: index for index, text in enumerate(unique)}
-    plain = [at[text] for text in unparsed]
-    around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
+    unparsed = reference_ids(source, [text for text in unspelled if text in parsed], False)
+    texts_asked = tuple(parsed)
+    questions = _questions(texts_asked, unparsed)
+    around = questions[len(parsed) + len(unparsed) :]
     return Exam(
-        texts=unique,
-        questions=(
-            *(Question(index, True) for index in range(len(unique))),
-            *(Question(index, False) for index in plain),
-            *(Question(index, True, True) for index in around),
-        ),
-        answers=(*parsed.values(), *unparsed.values(), *(parsed[unique[index]] for index in around)),
-        left_out=len(asked) - len(unique),
+        texts=texts_asked,
+        questions=questions,
+        answers=(*parsed.values(), *unparsed.values(), *(parsed[texts_asked[each.text]] for each in around)),
+        left_out=len(asked) - len(parsed),
+    )
+
+
+def _questions(asked: Sequence[str], unparsed: Iterable[str]) -> tuple[Question, ...]:
+    """All texts with special tokens parsed, some without, and a few with BOS and EOS."""
+    at = {text: index for index, text in enumerate(asked)}
+    return (
+        *(Question(index, True) for index in range(len(asked))),
+        *(Question(at[text], False) for text in unparsed),
+        *(Question(index, True, True) for index in range(0, len(asked), max(len(asked) // _WITH_BOS_EOS, 1))),
     )
 
 
@@ -203,17 +215,35 @@ def check_file(path: Path, source: Source, extra_texts: Sequence[str] = ()) -> P
 def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str] = ()) -> tuple[Parity, Exam]:
     """``check_file`` for a file whose vocabulary has been read, and what it was asked."""
     with LlamaProbe(path) as probe:
-        questions = exam(source, extra_texts)  # while the child loads
+        probe.load()
+        questions = exam_for(probe, declared(vocab), source, extra_texts)
         return grade(path.name, probe, questions, source, declared(vocab)), questions
+
+
+def exam_for(probe: LlamaProbe, around: Declared, source: Source, extra_texts: Sequence[str] = ()) -> Exam:
+    """The exam; llama.cpp is asked while the tokenizer is."""
+
+    def ahead(asked: Sequence[str], questions: Sequence[Question]) -> None:
+        as_is, *others = _requests(asked, questions, source, around)
+        probe.ahead([*as_is, *(request for each in others for request in each.values())])
+
+    return exam(source, extra_texts, ahead)
+
+
+def _requests(
+    asked: Sequence[str], questions: Sequence[Question], source: Source, around: Declared
+) -> tuple[list[Request], dict[int, Request], dict[int, Request], dict[int, Request]]:
+    """What llama.cpp is asked: texts as they are, with spaces written out, in NFC, with ordinary words."""
+    as_is = [Request(asked[text], parse, add) for text, parse, add in questions]
+    composed = rewritten.composed(as_is, source)
+    normal = [composed.get(at, request) for at, request in enumerate(as_is)] if composed else as_is
+    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
+    return as_is, spaced, composed, rewritten.ordinary_words(as_is, source)
 
 
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
-    as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    composed = rewritten.composed(as_is, source)
-    plainer = rewritten.ordinary_words(as_is, source)
-    normal = [composed.get(at, request) for at, request in enumerate(as_is)]
-    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
+    as_is, spaced, composed, plainer = _requests(questions.texts, questions.questions, source, around)
     total = len(questions.texts)
     try:
         got = probe.encode([*as_is, *spaced.values(), *composed.values(), *plainer.values()])
