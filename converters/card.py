@@ -134,7 +134,10 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
     keys: dict[str, MetadataValue] = {}
     if names:
         keys["general.license"] = ", ".join(names)
-        for key, field in (("general.license.name", "license_name"), ("general.license.link", "license_link")):
+        for key, field in (
+            ("general.license.name", "license_name"),
+            ("general.license.link", "license_link"),
+        ):
             text = _text(card.get(field))
             if text is not None:
                 keys[key] = text
