@@ -15,7 +15,8 @@ from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import TO_ONNX, Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
-from .parity import ON_SOME_TEXT, Difference, Exam, Parity, declared, exam_for, grade, write_vocab_only
+from .exam import Exam
+from .parity import ON_SOME_TEXT, Difference, Parity, declared, exam_for, grade, write_vocab_only
 from .probe import LlamaProbe
 from .reasons import explanation
 from .sources import read_source
