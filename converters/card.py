@@ -1,13 +1,11 @@
 """General metadata of a checkpoint: ``general.*`` keys, from its card, licence file and place.
 
-Only what is really there. Key names are gguf-py's, which is imported when a card is read: it takes a tenth of
-what importing all of the conversion takes. The card's front matter is YAML by a stranger: it is
-read as plain strings, lists and mappings, and what does not parse is left out.
+Only what is really there. The card's front matter is YAML by a stranger: it is read as plain strings, lists
+and mappings, and what does not parse is left out.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -26,6 +24,7 @@ _MAX_TEXT = 500
 _MAX_ITEMS = 100
 _text = partial(text_of, longest=_MAX_TEXT)
 _texts = partial(texts_of, most=_MAX_ITEMS, longest=_MAX_TEXT)
+_THOUSANDS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"))
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 # What a licence file is, by words near its beginning; the first that fits. Names are the Hub's.
@@ -56,29 +55,29 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """``general.*`` keys: name, size, organization, source, licence, languages, tags, base models."""
     card = _parse(front_matter(read_card(checkpoint.folder)))
     repository, commit = hub_origin(checkpoint.folder)
-    metadata: dict[str, MetadataValue] = {_keys().TYPE: "model"}
+    metadata: dict[str, MetadataValue] = {"general.type": "model"}
     name = _text(card.get("model_name")) or (repository or "").rpartition("/")[2]
-    metadata[_keys().NAME] = name or _text(checkpoint.folder.resolve().name) or "model"
+    metadata["general.name"] = name or _text(checkpoint.folder.resolve().name) or "model"
     label = _size_label(checkpoint)
     if label is not None:
-        metadata[_keys().SIZE_LABEL] = label
+        metadata["general.size_label"] = label
     repository = repository or _named_repository(checkpoint)
     if repository is not None:
         organization, _, _ = repository.rpartition("/")
         if organization:
-            metadata[_keys().ORGANIZATION] = organization
-        metadata[_keys().SOURCE_REPO_URL] = f"https://huggingface.co/{repository}"
+            metadata["general.organization"] = organization
+        metadata["general.source.repo_url"] = f"https://huggingface.co/{repository}"
         if commit is not None:  # which may be another than the branch has by the time somebody looks
-            metadata[_keys().SOURCE_URL] = f"https://huggingface.co/{repository}/tree/{commit}"
-    for key, field in ((_keys().AUTHOR, "model_creator"), (_keys().SOURCE_URL, "url")):
+            metadata["general.source.url"] = f"https://huggingface.co/{repository}/tree/{commit}"
+    for key, field in (("general.author", "model_creator"), ("general.source.url", "url")):
         text = _text(card.get(field))
         if text is not None:
             metadata[key] = text
     metadata |= _licence(checkpoint, card)
     metadata |= _base_models(card)
     for key, fields in (
-        (_keys().TAGS, ("tags", "pipeline_tag")),
-        (_keys().LANGUAGES, ("language", "languages")),
+        ("general.tags", ("tags", "pipeline_tag")),
+        ("general.languages", ("language", "languages")),
     ):
         items = tuple(dict.fromkeys(item for field in fields for item in _texts(card.get(field))))
         if items:
@@ -86,23 +85,15 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     return metadata
 
 
-@functools.cache
-def _keys() -> Any:
-    """Names of the card's keys; importing gguf takes a tenth of what importing kconv does."""
-    from gguf import Keys
-
-    return Keys.General
-
-
 def _parse(text: str) -> Mapping[str, Any]:
     """Front matter as strings, lists and mappings; empty where it is no YAML mapping.
 
     BaseLoader resolves nothing, so ``no`` stays the language it is.
     """
-    import yaml  # type: ignore[import-untyped, unused-ignore]
-
     if not text or len(text) > _MAX_FRONT_MATTER:
         return {}
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
     try:
         value = yaml.load(text.replace("\t", "  "), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
@@ -112,11 +103,17 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 def _size_label(checkpoint: Checkpoint) -> str | None:
     """The number of weights as gguf-py abbreviates it: ``1.4B``."""
-    from gguf.utility import size_label
-
     tensors = checkpoint.tensors.items()
     total = sum(tensor.elements for name, tensor in tensors if name not in checkpoint.aliases)
-    return str(size_label(total, total, 0, 0)) if total else None
+    return size_label(total) if total else None
+
+
+def size_label(total: int) -> str:
+    """A number with two digits at least and the letter of its thousands (gguf-py, utility.py, size_label)."""
+    _, factor, letter = next((each for each in _THOUSANDS if total > each[0]), (0, 1e-3, "K"))
+    scaled = total * factor
+    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
+    return f"{scaled:.{digits}f}{letter}"
 
 
 def _named_repository(checkpoint: Checkpoint) -> str | None:
@@ -136,8 +133,11 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
     names = _texts(card.get("license"))
     keys: dict[str, MetadataValue] = {}
     if names:
-        keys[_keys().LICENSE] = ", ".join(names)
-        for key, field in ((_keys().LICENSE_NAME, "license_name"), (_keys().LICENSE_LINK, "license_link")):
+        keys["general.license"] = ", ".join(names)
+        for key, field in (
+            ("general.license.name", "license_name"),
+            ("general.license.link", "license_link"),
+        ):
             text = _text(card.get(field))
             if text is not None:
                 keys[key] = text
@@ -148,9 +148,9 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
             continue
         known = next((name for pattern, name in _LICENCE_TEXTS if pattern.search(text[:4000])), None)
         if known is not None:
-            return {_keys().LICENSE: known}
+            return {"general.license": known}
         title = _text(text.strip().partition("\n")[0])
-        return {_keys().LICENSE: "other", _keys().LICENSE_NAME: title or file}
+        return {"general.license": "other", "general.license.name": title or file}
     return {}
 
 
@@ -163,20 +163,20 @@ def _base_models(card: Mapping[str, Any]) -> dict[str, MetadataValue]:
         organization, _, name = path.rpartition("/")
         if not re.fullmatch(r"[\w-][\w.-]*", organization) or not re.fullmatch(r"[\w-][\w.-]*", name):
             continue
-        keys[_keys().BASE_MODEL_NAME.format(id=count)] = name
-        keys[_keys().BASE_MODEL_ORGANIZATION.format(id=count)] = organization
-        keys[_keys().BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
+        keys[f"general.base_model.{count}.name"] = name
+        keys[f"general.base_model.{count}.organization"] = organization
+        keys[f"general.base_model.{count}.repo_url"] = f"https://huggingface.co/{organization}/{name}"
         count += 1
-    return {_keys().BASE_MODEL_COUNT: count, **keys} if count else {}
+    return {"general.base_model.count": count, **keys} if count else {}
 
 
 def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     """A warning where the licence restricts what may be done with the converted file."""
-    licence = metadata.get(_keys().LICENSE)
+    licence = metadata.get("general.license")
     if not isinstance(licence, str):
         return None
-    name = metadata.get(_keys().LICENSE_NAME)
-    link = metadata.get(_keys().LICENSE_LINK)
+    name = metadata.get("general.license.name")
+    link = metadata.get("general.license.link")
     # Hyphens part the abbreviations of cc-by-nc-nd, underscores would not (\b).
     words = " ".join(str(part) for part in (licence, name) if part is not None).replace("_", "-")
     limits = []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import KconvError
 from ..core.system_files import synced
-from ..quant.policy_file import Choice, read_choice
+
+if TYPE_CHECKING:
+    from ..quant.policy_file import Choice
 
 CHOICES = "choice-*.toml"
 """The names of the files."""
@@ -23,6 +26,8 @@ def keep_choices(folder: Path, choices: Iterable[Choice]) -> None:
 
 def kept_choices(folder: Path) -> dict[str, Choice]:
     """What lies in a journal's folder, by targets; none where they are damaged."""
+    from ..quant.policy_file import read_choice
+
     try:
         found = [read_choice(path) for path in sorted(folder.glob(CHOICES))]
     except (KconvError, OSError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.files import atomic_file
@@ -20,7 +20,6 @@ from ..core.model import Model
 from ..core.reading import hub_origin
 from ..quant import native
 from ..quant.importance import Importance, plain_name
-from ..quant.optimize import METHOD, Optimization
 from ..vocab.parity import Parity
 from .gguf_plan import FilePlan
 from .hashes import SourceFile
@@ -28,6 +27,9 @@ from .mapping import parameters
 from .recorded import MADE_FROM
 from .results import CompanionFile, Options, Output
 from .targets import checkpoint_name
+
+if TYPE_CHECKING:
+    from ..quant.optimize import Optimization
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
@@ -113,7 +115,11 @@ def importance_part(importance: Importance) -> dict[str, Any]:
 
 def _optimized(optimization: Optimization | None) -> dict[str, Any] | None:
     """How codes were chosen: enough, with the statistics and the checkpoint, to choose them again."""
-    return None if optimization is None else {"method": METHOD, "matrices": optimization.to_manifest()}
+    if optimization is None:
+        return None
+    from ..quant.optimize import METHOD
+
+    return {"method": METHOD, "matrices": optimization.to_manifest()}
 
 
 def requantized_part(

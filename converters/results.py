@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UsageError
 from ..core.model import MetadataValue
-from ..quant.policy_file import Choice
 from ..quant.wish import Wanted
+
+if TYPE_CHECKING:
+    from ..quant.policy_file import Choice
 
 Scope = Literal["off", "quick", "full"]
 STRENGTH = {"off": 0, "quick": 1, "full": 2}

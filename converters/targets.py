@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import OutputExists, UsageError
@@ -16,14 +17,15 @@ from ..core.gguf_split import parse_split_size
 from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
-from ..quant.chosen_policy import pending_policy
 from ..quant.policy import Policy, parse_policy
-from ..quant.policy_file import Choice, policy_label
 from ..quant.wish import Wish
 from .family import Companion
 from .gguf_plan import FilePlan
 from .mapping import parameters
 from .results import Options, Output
+
+if TYPE_CHECKING:
+    from ..quant.policy_file import Choice
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ def choose_targets(
 
 def wished_targets(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
     """The files whose formats are chosen, with policies that are still to be made."""
+    if not options.chosen:
+        return []
+    from ..quant.chosen_policy import pending_policy
+    from ..quant.policy_file import policy_label
+
     label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
     label = label.removeprefix(f"{name}-") or label  # kconv itself names policies NAME-3M
     made = []

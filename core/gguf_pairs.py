@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import struct
 from collections.abc import Mapping, Sequence
 
@@ -49,8 +48,7 @@ def _encode(key: str, value: MetadataValue) -> bytes:
 @functools.lru_cache(maxsize=4)  # tokens and merges, of the file that is checked and of each that is written
 def _texts(values: tuple[str, ...]) -> bytes:
     length = struct.Struct("<Q").pack
-    encoded = [text.encode() for text in values]
-    return b"".join(itertools.chain.from_iterable((length(len(text)), text) for text in encoded))
+    return b"".join([length(len(data)) + data for data in map(str.encode, values)])
 
 
 def _items(values: Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]) -> tuple[int, bytes]:

@@ -29,7 +29,6 @@ from .no_weights import weights_below
 from .safetensors_file import open_safetensors
 from .side_files import side_files
 from .tensor import Tensor
-from .torch_file import open_torch
 from .weight_files import check_index, find_weights
 
 __all__ = [
@@ -72,7 +71,10 @@ def open_checkpoint(source: str | Path | Elsewhere) -> Checkpoint:
     file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
-        open_file = open_safetensors if name.endswith(".safetensors") else open_torch
+        if name.endswith(".safetensors"):
+            open_file = open_safetensors
+        else:
+            from .torch_file import open_torch as open_file
         opened = open_file(folder / name, place.weights.get(name, LocalFile))
         files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):

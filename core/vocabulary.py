@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -68,6 +69,21 @@ class Vocab:
         """Number of tokens."""
         return len(self.tokens)
 
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each token by its text."""
+        return _ids(self.tokens)
+
+    def ids_of(self, texts: Iterable[str]) -> dict[str, int]:
+        """The ids of those texts that are tokens."""
+        ids = self.ids
+        return {text: ids[text] for text in texts if text in ids}
+
+
+@functools.lru_cache(maxsize=1)  # asked again and again while types and roles change, and tokens do not
+def _ids(tokens: tuple[str, ...]) -> Mapping[str, int]:
+    return dict(zip(tokens, range(len(tokens)), strict=True))
+
 
 Value = str | bool | int | bytes | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]
 
@@ -82,7 +98,7 @@ def gguf_keys(vocab: Vocab) -> dict[str, Value]:
         "tokenizer.ggml.model": vocab.model,
         "tokenizer.ggml.pre": vocab.pre,
         "tokenizer.ggml.tokens": vocab.tokens,
-        "tokenizer.ggml.token_type": tuple(int(kind) for kind in vocab.types),
+        "tokenizer.ggml.token_type": tuple(map(int, vocab.types)),
     }
     if vocab.scores:
         keys["tokenizer.ggml.scores"] = vocab.scores

@@ -16,11 +16,11 @@ from ..core.outlet import Outlet
 from ..core.progress import Progress, silent
 from ..verify.findings import Verdict, worst
 from ..vocab.parity import Parity
-from .executor import Executor
 from .observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
     from ..verify.proof import Proof
+    from .executor import Executor
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
 from .resume import find_kept, hold_to, is_published, journaled_files, not_as_written
-from .spread import write_spread
 
 Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
 """What the manifests have in common, of the model with its last notes, the source's files, the companions."""
@@ -153,6 +152,8 @@ def _write(
     if sound:
         run.announce(resumed_text(len(sound), len(pieces)))
     if run.executor is not None:
+        from .spread import write_spread
+
         written = write_spread(plan, left, folder, identity(), run.executor, run)
         return finished(plan, done.not_finite | written.not_finite, written.kernels)
     with Journal(folder, new_mark(), [file.path for file in plan.files], stream) as journal:

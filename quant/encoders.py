@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..core.tensor import Array, DType, Tensor
 from .formats import Format
 from .ggml import Floats
 from .importance import Importance, values_of
 from .native import Kernels
-from .optimize import Choosers
 from .slabs import Scratch, Slab, convert_slab
+
+if TYPE_CHECKING:
+    from .optimize import Choosers
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from ..core.input_files import file_sha256
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Tensor
 from .formats import Format
-from .full_statistics import FullStatistics, read_statistics
-from .imatrix_file import ActivationSums, read_imatrix
-from .optimize import METHOD, Optimization
+
+if TYPE_CHECKING:
+    from .full_statistics import FullStatistics
+    from .imatrix_file import ActivationSums
+    from .optimize import Optimization
 
 Floats = npt.NDArray[np.float32]
 
@@ -90,6 +92,9 @@ def read_importance(path: str | Path) -> Importance:
     EnvironmentProblem where the machine refuses.
     """
     path = Path(path)
+    from .full_statistics import read_statistics
+    from .imatrix_file import read_imatrix
+
     importance = importance_of(read_imatrix(path), path.name, file_sha256(path))
     return replace(importance, full=read_statistics(path, importance.sha256))
 
@@ -204,6 +209,8 @@ def importance_metadata(importance: Importance | None) -> dict[str, MetadataValu
     if importance.chunks > 0:
         keys[f"{_KEYS}chunks_count"] = importance.chunks
     if importance.optimization is not None:
+        from .optimize import METHOD
+
         keys[f"{OPTIMIZED}.method"] = METHOD
         keys[f"{OPTIMIZED}.statistics"] = _cut(importance.source)
         keys[f"{OPTIMIZED}.statistics_sha256"] = importance.sha256

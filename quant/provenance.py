@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.model import MetadataValue
 from .importance import OPTIMIZED, Importance
-from .policy_file import Choice
-from .strengths import RULE, STRENGTHS
+
+if TYPE_CHECKING:
+    from .policy_file import Choice
 
 CHOSEN = "kconv.chosen"
 """Before the keys by which a file says what its formats were chosen by."""
@@ -41,6 +42,8 @@ def provenance(choice: Choice | None, importance: Importance | None) -> dict[str
             keys[f"{CHOSEN}.menu"] = ",".join(map(str, menu))
         keys[f"{CHOSEN}.version"] = _version()
     if importance is not None and importance.optimization is not None:
+        from .strengths import RULE, STRENGTHS
+
         keys[f"{OPTIMIZED}.strengths"] = ",".join(map(str, STRENGTHS))
         keys[f"{OPTIMIZED}.rule"] = RULE
         keys[f"{OPTIMIZED}.version"] = _version()

@@ -18,7 +18,10 @@ to_gguf({checkpoint!r}, {output!r}, types=["q8_0"], verify="off")
 rooms = ("kconv.verify", "kconv.reference", "kconv.runtimes", "kconv.report")
 stages = {{"kconv.flows.choose", "kconv.flows.calibrate", "kconv.flows.full_statistics", "kconv.flows.prove"}}
 print(*(name for name in sys.modules if name.startswith(rooms) or name in stages))
-print(*({{"torch", "transformers", "scipy", "onnx"}} & sys.modules.keys()))
+heavy = {{"torch", "transformers", "scipy", "onnx", "gguf", "sentencepiece", "tokenizers", "tomllib"}}
+unused = {{"quant.policy_file", "quant.optimize", "quant.full_statistics", "quant.imatrix_file"}}
+unused |= {{"flows.spread", "flows.executor", "core.torch_file"}}
+print(*((heavy | {{f"kconv.{{name}}" for name in unused}}) & sys.modules.keys()))
 """
 
 

@@ -15,7 +15,7 @@ from transformers import XGLMTokenizer, XLMRobertaTokenizer
 from kconv.converters.samples.tokenizer_files import unigram_sentencepiece
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType
-from kconv.vocab.parity import exam
+from kconv.vocab.exam import exam
 from kconv.vocab.plain_text import is_plain
 from kconv.vocab.selection import select_vocab
 from kconv.vocab.sentencepiece_proto import parse_model, unigram_model

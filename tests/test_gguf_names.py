@@ -1,8 +1,7 @@
 """kconv's own tables of what stands in GGUF files, against gguf-py's: every number and every name.
 
-They are its own since importing gguf takes a tenth of a second, which `run`, `quantize`, `verify` and every
-child would pay. Formats and their blocks are compared in test_quant_formats.py and test_gguf_file.py; the
-keys of card.py are gguf-py's own.
+They are its own since importing gguf takes a tenth of a second, which every command and every child would
+pay. Formats and their blocks are compared in test_quant_formats.py and test_gguf_file.py.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import gguf
 import pytest
-from gguf import constants
+from gguf import constants, utility
 from test_house import ROOMS, ROOT
 
+from kconv.converters.card import size_label
 from kconv.converters.families import FAMILIES, family_for
 from kconv.converters.family import AnyFamily
 from kconv.converters.samples import SAMPLES, write_sample
@@ -98,6 +98,15 @@ def test_keys_of_architectures(sample: str, tmp_path: Path) -> None:
     family = family_for(checkpoint.config)
     keys = family.hparams(family.read(checkpoint.config), checkpoint)
     assert {key.removeprefix(f"{family.arch}.") for key in keys} <= KEYS
+
+
+@pytest.mark.parametrize("power", range(16))
+def test_the_label_of_a_size(power: int) -> None:
+    for digits in (1, 1.04, 1.05, 1.4392, 2.5, 4.11354112, 9.49, 9.5, 9.9499, 9.95, 9.996, 9.9999):
+        total = round(digits * 10**power)
+        for near in (total - 1, total, total + 1):
+            if near > 0:
+                assert size_label(near) == utility.size_label(near, near, 0, 0)
 
 
 def test_keys_anywhere_in_the_code() -> None:

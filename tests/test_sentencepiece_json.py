@@ -13,7 +13,7 @@ from vocab_material import checkpoint, model, sentencepiece_like
 
 from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files
 from kconv.converters.tokenizer import read_tokenizer
-from kconv.vocab.parity import exam
+from kconv.vocab.exam import exam
 from kconv.vocab.sentencepiece_json import sentencepiece_tokenizer_json
 from kconv.vocab.sources import read_source
 from kconv.vocab.tokenizer import Source

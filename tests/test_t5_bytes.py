@@ -23,7 +23,8 @@ from kconv.vocab.adapters import enabled_adapters
 from kconv.vocab.byte_vocabulary import is_byte_tokenizer
 from kconv.vocab.candidates import candidates
 from kconv.vocab.context import read_context
-from kconv.vocab.parity import declared, exam, grade, write_vocab_only
+from kconv.vocab.exam import exam
+from kconv.vocab.parity import declared, grade, write_vocab_only
 from kconv.vocab.probe import LlamaProbe, Request
 from kconv.vocab.selection import adapted
 from kconv.vocab.sources import read_source

@@ -18,7 +18,7 @@ import pytest
 import vocab_material as material
 
 from kconv.core.errors import CheckpointError, ChildDied, VocabError
-from kconv.vocab import parity, tokenizer_process
+from kconv.vocab import exam, tokenizer_process
 from kconv.vocab.sources import read_source
 from kconv.vocab.tokenizer import Source
 from kconv.vocab.tokenizer_process import TextsRefused, TokenizerProcess
@@ -76,7 +76,7 @@ def test_what_the_library_cannot_take_is_refused(
 ) -> None:
     monkeypatch.setattr(tokenizer_process, "MEMORY", 1 << 28)
     with pytest.raises(VocabError, match=says) as caught:
-        parity.exam(read_source(material.checkpoint(edited(llama3, tmp_path, **changes))))
+        exam.exam(read_source(material.checkpoint(edited(llama3, tmp_path, **changes))))
     assert caught.value.exit_code == 3
     assert "tokenizer.json" in caught.value.message
     assert len(str(caught.value)) < 1500
@@ -90,9 +90,7 @@ def test_exponential_patterns_run_into_the_limit_of_time(
     monkeypatch.setattr(tokenizer_process, "A_TEXTS_MEGABYTE", (0.0, 1 << 30))
     monkeypatch.setattr(tokenizer_process, "_TRYING", 0.5)
     with pytest.raises(VocabError, match=r"s of processor time.*pattern .* of its pre-tokenizer"):
-        parity.exam(
-            read_source(material.checkpoint(edited(llama3, tmp_path, **split(r"(.{0,3}){11}(?<=§)"))))
-        )
+        exam.exam(read_source(material.checkpoint(edited(llama3, tmp_path, **split(r"(.{0,3}){11}(?<=§)")))))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:40] + b"\xff" * 8 + data[48:], lambda data: data[:-9]])
@@ -223,17 +221,17 @@ def test_a_unigram_model_without_an_unknown_token_works_on_what_it_can_read(tmp_
     with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, the first being '漢字'") as caught:
         source.encode_batch(["하나", "漢字", "b"], True)
     assert caught.value.indices == (1,)
-    answers = parity.reference_ids(source, ["하나", "漢字", "b"], True)
+    answers = exam.reference_ids(source, ["하나", "漢字", "b"], True)
     assert {text: list(ids) for text, ids in answers.items()} == {
         text: source.encode(text, True) for text in ("하나", "b")
     }
     assert source.encode_lines(["하나", "漢字", "b"]) == source.encode("하나 b", False)
-    questions = parity.exam(source)
+    questions = exam.exam(source)
     assert questions.left_out > 100
     assert len(questions.texts) > 500
     (tmp_path / "other").mkdir()
     other = unigram(tmp_path / "other", 0)
-    assert parity.exam(other).left_out == 0
+    assert exam.exam(other).left_out == 0
     assert other.encode_batch(questions.texts, True) == source.encode_batch(questions.texts, True)
 
 

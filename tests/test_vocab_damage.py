@@ -14,7 +14,7 @@ from signals_material import killing
 
 from kconv.core.errors import ChildDied, TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab
-from kconv.vocab import parity, selection
+from kconv.vocab import exam, parity, selection
 from kconv.vocab.candidates import Candidate, candidates
 from kconv.vocab.probe import LlamaProbe, ProbeFailure, Request
 from kconv.vocab.sources import read_source
@@ -26,7 +26,7 @@ def graded(tmp_path: Path, source: Source, vocab: Vocab) -> parity.Parity:
     path = tmp_path / "candidate.gguf"
     parity.write_vocab_only(path, "llama", vocab)
     with LlamaProbe(path) as child:
-        return parity.grade("damaged", child, parity.exam(source), source, parity.declared(vocab))
+        return parity.grade("damaged", child, exam.exam(source), source, parity.declared(vocab))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_bos_is_measured_as_declared(tmp_path: Path, llama3: tuple[Source, Vocab
     parity.write_vocab_only(path, "llama", vocab)
     wrong = parity.declared(_wrong_bos(vocab))
     with LlamaProbe(path) as child:
-        result = parity.grade("wrong bos", child, parity.exam(source), source, wrong)
+        result = parity.grade("wrong bos", child, exam.exam(source), source, wrong)
     assert result.verdict == "mismatch"
     assert result.difference is not None
     assert result.difference.add_special

@@ -11,7 +11,7 @@ import vocab_material as material
 
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType
-from kconv.vocab import parity
+from kconv.vocab import exam, parity
 from kconv.vocab.candidates import candidates
 from kconv.vocab.selection import select_vocab
 from kconv.vocab.sources import read_source
@@ -158,7 +158,7 @@ def test_texts_of_the_caller_are_measured_too(tmp_path: Path) -> None:
     material.dot42_like(tmp_path)
     source = read_source(material.checkpoint(tmp_path))
     assert "제 텍스트" not in built_in()
-    questions = parity.exam(source, ["제 텍스트"])
+    questions = exam.exam(source, ["제 텍스트"])
     assert "제 텍스트" in questions.texts
 
 

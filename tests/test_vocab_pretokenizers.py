@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import vocab_material as material
 
-from kconv.vocab import parity, pretokenizers
+from kconv.vocab import exam, parity, pretokenizers
 from kconv.vocab.candidates import candidates
 from kconv.vocab.probe import LlamaProbe
 from kconv.vocab.sources import read_source
@@ -45,9 +45,9 @@ def test_every_row_splits_as_llama_cpp_does(tmp_path: Path, row: pretokenizers.P
     parity.write_vocab_only(path, "llama", candidate.vocab)
     texts = (*KOREAN, *HANJA, *LATIN, *MIXED, *NUMBERS, *CODE, *SPACES)
     texts = (*texts, *(f"{left}{right}" for left, right in itertools.pairwise(texts)))
-    questions = parity.Exam(
+    questions = exam.Exam(
         texts,
-        tuple(parity.Question(index, True) for index in range(len(texts))),
+        tuple(exam.Question(index, True) for index in range(len(texts))),
         tuple(source.encode_batch(texts, True)),
     )
     with LlamaProbe(path) as child:

@@ -23,7 +23,8 @@ from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_least import WINDOW
 from ..vocab.byte_vocabulary import KIND as BYTES
 from ..vocab.context import read_context
-from ..vocab.parity import Parity, exam
+from ..vocab.exam import exam
+from ..vocab.parity import Parity
 from ..vocab.token_settings import read_token_settings
 from ..vocab.tokenizer import Source
 from ..vocab.tokenizer_process import TokenizerProcess

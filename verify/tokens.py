@@ -10,8 +10,9 @@ from ..core.gguf_file import GgufHeader
 from ..core.language import phrase
 from ..core.vocabulary import BPE, Vocab
 from ..vocab.decoding import token_bytes
+from ..vocab.exam import Exam
 from ..vocab.in_gguf import PREFIX, read_vocab
-from ..vocab.parity import Difference, Exam, Parity, examine
+from ..vocab.parity import Difference, Parity, examine
 from ..vocab.reasons import explanation
 from ..vocab.selection import EMBEDDING, notes_on_text
 from ..vocab.tokenizer import Source

@@ -55,7 +55,7 @@ def dot42_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
     added_tokens.json, where the folder has only that, gives ids without flags. Roles the tokenizer itself
     gives to other tokens stay. BOS is added if tokenizer_config.json says so (42dot's says no).
     """
-    ids = {text: index for index, text in enumerate(vocab.tokens) if text in DOT42_TOKENS}
+    ids = vocab.ids_of(DOT42_TOKENS)
     if len(ids) != len(DOT42_TOKENS):
         return vocab, ()
     changes: list[str] = []
@@ -85,7 +85,7 @@ def kogpt_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
     Its card has users name them by hand. Their types stay: whether a text that spells one is cut into pieces
     is the tokenizer's to say.
     """
-    ids = {text: index for index, text in enumerate(vocab.tokens) if text in _KOGPT_ROLES.values()}
+    ids = vocab.ids_of(_KOGPT_ROLES.values())
     missing = {
         role: ids[text] for role, text in _KOGPT_ROLES.items() if text in ids and role not in vocab.special
     }
@@ -116,7 +116,7 @@ def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
         )
         changes.append(f"the tokenizer has no BOS{taken}; EOS {shown(vocab, eos)} is written as both")
     unknown = special.get("unknown")
-    if "padding" not in special and unknown not in (None, eos) and _BYTE_TOKENS.issubset(vocab.tokens):
+    if "padding" not in special and unknown not in (None, eos) and vocab.ids.keys() >= _BYTE_TOKENS:
         assert unknown is not None
         special["padding"] = unknown
         changes.append(
@@ -204,7 +204,7 @@ def _ranges(ids: Iterable[int]) -> str:
 
 def rope_theta(vocab: Vocab, context: AdapterContext) -> Adaptation:
     """A warning where a Llama-3 vocabulary meets the rotary base of Llama 2; nothing is changed."""
-    if vocab.size < _LLAMA3_SIZE or not _LLAMA3_TOKENS.issubset(vocab.tokens):
+    if vocab.size < _LLAMA3_SIZE or not vocab.ids.keys() >= _LLAMA3_TOKENS:
         return vocab, ()
     parameters = context.config.get("rope_parameters")
     nested = parameters.get("rope_theta") if isinstance(parameters, dict) else None

@@ -16,11 +16,11 @@ from .extra_tokens import listed
 
 def added_words(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
     """Warn of the words, or write them as user-defined tokens where that was asked for."""
-    roles = set(vocab.special.values())
+    roles, control = set(vocab.special.values()), TokenType.CONTROL
     words = [
         index
-        for index, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
-        if kind is TokenType.CONTROL and index not in roles and is_word(text)
+        for index, kind in enumerate(vocab.types)
+        if kind is control and index not in roles and is_word(vocab.tokens[index])
     ]
     if not words:
         return vocab, ()

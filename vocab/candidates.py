@@ -77,10 +77,9 @@ def base_vocab(source: Source, model: str = BPE) -> Vocab:
 
     llama.cpp takes a token's text to end at a NUL (llama_vocab::impl::load), and dies if two are then equal.
     """
-    cut = {token_id for token_id, text in enumerate(source.tokens) if text is not None and "\0" in text}
     tokens = [text or "" for text in source.tokens]
     types = list(source.types)
-    for token_id in cut:
+    for token_id in [token_id for token_id, text in enumerate(tokens) if "\0" in text]:
         tokens[token_id], types[token_id] = f"[NUL {token_id}]", TokenType.UNUSED
     return Vocab(
         model=model,
@@ -108,14 +107,18 @@ def _disguised(base: Vocab) -> tuple[Vocab, int]:
     llama.cpp makes special tokens of them, whatever their type (src/llama-vocab.cpp, "control-looking"), and
     finds them in texts. Qwen's vocabulary has such a ``</s>``, which no text reaches: its pattern divides it.
     """
-    tokens, taken, count = list(base.tokens), set(base.tokens), 0
-    for index, (text, kind) in enumerate(zip(base.tokens, base.types, strict=True)):
-        if kind is TokenType.NORMAL and text in KNOWN_END_OF_GENERATION:
-            while text in taken:
-                text += _SPACE
-            taken.add(text)
-            tokens[index], count = text, count + 1
-    return replace(base, tokens=tuple(tokens)), count
+    ids = base.ids_of(KNOWN_END_OF_GENERATION).values()
+    alike = sorted(index for index in ids if base.types[index] is TokenType.NORMAL)
+    if not alike:
+        return base, 0
+    tokens, taken = list(base.tokens), set(base.tokens)
+    for index in alike:
+        text = base.tokens[index]
+        while text in taken:
+            text += _SPACE
+        taken.add(text)
+        tokens[index] = text
+    return replace(base, tokens=tuple(tokens)), len(alike)
 
 
 def _byte_fallback(source: Source, base: Vocab) -> Iterator[Candidate]:

@@ -52,7 +52,7 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
         except VocabError as error:
             notes.append(Note(NAME, f"{error.message}; it is copied unchanged", warning=True))
             end = None
-        known = {index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_TURN}
+        known = set(vocab.ids_of(KNOWN_END_OF_TURN).values())
         if end is not None and not (end == special.get("eos") and known <= {end}):
             special["eot"] = end
             written.append(f"the chat template ends turns with {shown(vocab, end)}")
@@ -76,7 +76,7 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
 
 def named_ends(vocab: Vocab) -> tuple[int, ...]:
     """The tokens of HyperCLOVA X that end an answer, by their texts: its files often name neither as EOS."""
-    ids = {text: index for index, text in enumerate(vocab.tokens) if text in (*_ENDS, "<|im_end|>")}
+    ids = vocab.ids_of((*_ENDS, "<|im_end|>"))
     return tuple(ids[text] for text in _ENDS) if len(ids) > len(_ENDS) else ()
 
 

@@ -72,17 +72,17 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     Raises CheckpointError or VocabError where a file is missing or malformed.
     """
     folder = checkpoint.folder
+    process = TokenizerProcess("tokenizers", f"{folder / 'vocab.json'} and merges.txt")
     vocab = read_json(folder, "vocab.json") or {}
     for text, token_id in vocab.items():
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKENS:
+        if type(token_id) is not int or not 0 <= token_id < MAX_TOKENS:
             where = f"{folder / 'vocab.json'}: {quoted(text)}"
             raise VocabError(f"{where} has the id {quoted(token_id)}, expected a number below {MAX_TOKENS}")
     merges = read_text(folder, "merges.txt")
     if merges is None:
         raise VocabError(f"{folder} has vocab.json but no merges.txt", hint="download the checkpoint again")
     lines = [line for line in re.split(r"\r?\n", merges) if line and not line.startswith("#version")]
-    pairs = [tuple(line.split(" ")) for line in lines]
-    bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
+    bad = next((line for line in lines if line.count(" ") != 1), None)
     if bad is not None:
         raise VocabError(
             f"{folder / 'merges.txt'}: {quoted(bad)} is not a merge, expected two tokens separated by a space"
@@ -93,10 +93,9 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
             vocab.setdefault(token.text, token.id)
     byte_level = {**_BYTE_LEVEL, "add_prefix_space": settings.add_prefix_space}
     spec = {"model": {"type": "BPE"}, "pre_tokenizer": byte_level, "decoder": _BYTE_LEVEL}
-    process = TokenizerProcess("tokenizers", f"{folder / 'vocab.json'} and merges.txt")
-    process.open(_as_tokenizer_json(vocab, pairs, byte_level))
+    process.open(_as_tokenizer_json(vocab, lines, byte_level))
     files = ("vocab.json", "merges.txt", *settings.files)
-    return _source(process, spec, tuple(lines), settings, files, [])
+    return _source(process, spec, tuple(lines), settings, files, [], vocab)
 
 
 def read_vocab_txt(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
@@ -109,11 +108,12 @@ def read_vocab_txt(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
 
 
 def _as_tokenizer_json(
-    vocab: Mapping[str, int], merges: Sequence[Sequence[str]], byte_level: Mapping[str, Any]
+    vocab: Mapping[str, int], merges: Sequence[str], byte_level: Mapping[str, Any]
 ) -> bytes:
     prefix = {"add_prefix_space": False}
     parts = {"pre_tokenizer": byte_level, "decoder": {**_BYTE_LEVEL, **prefix}}
-    return json.dumps({**parts, "model": {"type": "BPE", "vocab": vocab, "merges": merges}}).encode()
+    spec = {**parts, "model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+    return json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _merges(raw: Sequence[Any]) -> tuple[tuple[str, ...], int]:
@@ -140,11 +140,12 @@ def _source(
     settings: TokenSettings,
     files: tuple[str, ...],
     notes: list[Note],
+    vocabulary: dict[str, int] | None = None,
 ) -> Source:
     model = spec["model"]
     kind = _kind(spec)
     unknown = model.get("unk_token") if isinstance(model.get("unk_token"), str) else None
-    table, moved = token_table(process, kind, unknown, settings)
+    table, moved = token_table(process, kind, unknown, settings, vocabulary)
     scores: tuple[float, ...] = ()
     if kind == "sentencepiece unigram":
         known = process.scores()

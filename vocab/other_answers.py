@@ -12,7 +12,7 @@ from .spelled_bytes import octets_of, ordinary_texts, with_unknown
 from .tokenizer import Encoder, Source, added_pattern, cut_at
 
 if TYPE_CHECKING:
-    from .parity import Exam
+    from .exam import Exam
 
 
 def of_original(questions: Exam, wrong: Sequence[int], source: Source) -> Exam | None:

@@ -8,19 +8,18 @@ without; for some with BOS and EOS as the vocabulary declares them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
-from . import other_answers, rewritten, texts
+from . import other_answers, rewritten
+from .exam import Exam, Question, exam
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
-from .tokenizer import Source, added_pattern
-from .tokenizer_process import TextsRefused
-from .vocabulary_texts import competing_merges, every_token
+from .tokenizer import Source
 
 OnSomeText = Literal[
     "leading-space",
@@ -34,9 +33,6 @@ OnSomeText = Literal[
 Verdict = Literal["exact", OnSomeText, "mismatch"]
 ON_SOME_TEXT: tuple[OnSomeText, ...] = get_args(OnSomeText)
 """Verdicts of vocabularies that are exact on a kind of text, which ``Parity`` describes."""
-
-_FULL_SPECIALS = 24
-_WITH_BOS_EOS = 60
 
 
 @dataclass(frozen=True)
@@ -102,81 +98,12 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One encoding both sides are asked for; ``text`` is an index into the texts."""
-
-    text: int
-    parse_special: bool
-    add_special: bool = False
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Texts, questions and the right answers, without BOS and EOS.
-
-    ``left_out`` counts texts for which the tokenizer itself has no ids.
-    """
-
-    texts: tuple[str, ...]
-    questions: tuple[Question, ...]
-    answers: tuple[array[int], ...]
-    left_out: int = 0
-
-    @property
-    def parsed(self) -> tuple[array[int], ...]:
-        """The ids of each text, special tokens parsed, which the first questions ask for."""
-        return self.answers[: len(self.texts)]
-
-
-@dataclass(frozen=True)
 class Declared:
     """What a vocabulary says llama.cpp shall put around and before a text."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     add_space_prefix: bool
-
-
-def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
-    """The built-in texts, those that spell the source's special tokens, and those its vocabulary gives."""
-    specials = [token.text for token in source.added if token.text.strip()]
-    roles = {source.tokens[token_id] for token_id in source.special.values()}
-    specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
-    written = dict.fromkeys((*texts.built_in(), *extra_texts))
-    spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
-    of_vocabulary = (*every_token(source), *competing_merges(source))
-    asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
-    pattern = added_pattern([token for token in source.added if token.special], True)
-    parsed = reference_ids(source, asked, True)
-    unique = tuple(parsed)
-    unspelled = [text for text in unique if text in written and not (pattern and pattern.search(text))]
-    unparsed = reference_ids(source, unspelled, False)
-    at = {text: index for index, text in enumerate(unique)}
-    plain = [at[text] for text in unparsed]
-    around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
-    return Exam(
-        texts=unique,
-        questions=(
-            *(Question(index, True) for index in range(len(unique))),
-            *(Question(index, False) for index in plain),
-            *(Question(index, True, True) for index in around),
-        ),
-        answers=(*parsed.values(), *unparsed.values(), *(parsed[unique[index]] for index in around)),
-        left_out=len(asked) - len(unique),
-    )
-
-
-def reference_ids(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
-    """The ids of each text but those for which the tokenizer itself has none. Raises VocabError for all."""
-    texts = list(asked)
-    try:
-        return dict(zip(texts, source.encode_batch(texts, parse_special), strict=True))
-    except TextsRefused as refused:
-        none = set(refused.indices)
-        if len(none) == len(texts):
-            raise
-        found = zip(texts, refused.found, strict=True)
-        return {text: ids for at, (text, ids) in enumerate(found) if at not in none}
 
 
 def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
@@ -203,17 +130,35 @@ def check_file(path: Path, source: Source, extra_texts: Sequence[str] = ()) -> P
 def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str] = ()) -> tuple[Parity, Exam]:
     """``check_file`` for a file whose vocabulary has been read, and what it was asked."""
     with LlamaProbe(path) as probe:
-        questions = exam(source, extra_texts)  # while the child loads
+        probe.load()
+        questions = exam_for(probe, declared(vocab), source, extra_texts)
         return grade(path.name, probe, questions, source, declared(vocab)), questions
+
+
+def exam_for(probe: LlamaProbe, around: Declared, source: Source, extra_texts: Sequence[str] = ()) -> Exam:
+    """The exam; llama.cpp is asked while the tokenizer is."""
+
+    def ahead(asked: Sequence[str], questions: Sequence[Question]) -> None:
+        as_is, *others = _requests(asked, questions, source, around)
+        probe.ahead([*as_is, *(request for each in others for request in each.values())])
+
+    return exam(source, extra_texts, ahead)
+
+
+def _requests(
+    asked: Sequence[str], questions: Sequence[Question], source: Source, around: Declared
+) -> tuple[list[Request], dict[int, Request], dict[int, Request], dict[int, Request]]:
+    """What llama.cpp is asked: texts as they are, with spaces written out, in NFC, with ordinary words."""
+    as_is = [Request(asked[text], parse, add) for text, parse, add in questions]
+    composed = rewritten.composed(as_is, source)
+    normal = [composed.get(at, request) for at, request in enumerate(as_is)] if composed else as_is
+    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
+    return as_is, spaced, composed, rewritten.ordinary_words(as_is, source)
 
 
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
-    as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    composed = rewritten.composed(as_is, source)
-    plainer = rewritten.ordinary_words(as_is, source)
-    normal = [composed.get(at, request) for at, request in enumerate(as_is)]
-    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
+    as_is, spaced, composed, plainer = _requests(questions.texts, questions.questions, source, around)
     total = len(questions.texts)
     try:
         got = probe.encode([*as_is, *spaced.values(), *composed.values(), *plainer.values()])

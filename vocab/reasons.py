@@ -8,7 +8,8 @@ from typing import Literal
 
 from ..core.language import phrase
 from ..core.vocabulary import TokenType
-from .parity import Exam, Parity
+from .exam import Exam
+from .parity import Parity
 from .tokenizer import Source, added_pattern
 
 _SYLLABLE = re.compile("[\uac00-\ud7a3]")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from .probe import Request
 from .tokenizer import Source
@@ -19,7 +18,7 @@ def spaced(as_is: Sequence[Request], source: Source, *, adds_space: bool) -> dic
     ]
     if all(text == request.text for text, request in zip(written, as_is, strict=True)):
         return {}
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
+    return {at: as_is[at]._replace(text=text) for at, text in enumerate(written) if text is not None}
 
 
 def composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
@@ -35,4 +34,4 @@ def ordinary_words(as_is: Sequence[Request], source: Source) -> dict[int, Reques
 
 def _changed(as_is: Sequence[Request], rewrite: Callable[[str, bool], str]) -> dict[int, Request]:
     texts = (rewrite(request.text, request.parse_special) for request in as_is)
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
+    return {at: as_is[at]._replace(text=text) for at, text in enumerate(texts) if text != as_is[at].text}

@@ -84,7 +84,7 @@ def recommended_sampling(context: AdapterContext, vocab: Vocab) -> Sampling | No
 
 
 def _of_card(context: AdapterContext, vocab: Vocab) -> Sampling | None:
-    if DOT42_TOKENS.issubset(vocab.tokens):
+    if vocab.ids.keys() >= DOT42_TOKENS:
         return _DOT42
     for pattern, sampling in _BY_NAME:
         if any(pattern.search(name) for name in context.names.values()):

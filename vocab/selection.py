@@ -15,7 +15,8 @@ from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import TO_ONNX, Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
-from .parity import ON_SOME_TEXT, Difference, Exam, Parity, declared, exam, grade, write_vocab_only
+from .exam import Exam
+from .parity import ON_SOME_TEXT, Difference, Parity, declared, exam_for, grade, write_vocab_only
 from .probe import LlamaProbe
 from .reasons import explanation
 from .sources import read_source
@@ -89,12 +90,13 @@ def _best(
     questions: Exam | None = None
     with scratch_folder("vocab") as folder:
         for candidate in candidates(source):
-            vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
-            with explained(path, elsewhere="set TMPDIR to another folder"):
-                write_vocab_only(path, arch, vocab)
             with LlamaProbe(path) as probe:
-                questions = questions or exam(source)  # while the child loads
+                vocab, notes = adapted(candidate, context, enabled)
+                with explained(path, elsewhere="set TMPDIR to another folder"):
+                    write_vocab_only(path, arch, vocab)
+                probe.load()
+                questions = questions or exam_for(probe, declared(vocab), source)
                 total = len(questions.texts)
                 progress("tokens", 0, total)
                 parity = grade(candidate.name, probe, questions, source, declared(vocab))

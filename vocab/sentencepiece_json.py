@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import VocabError
 from ..core.input_files import quoted
 from ..core.vocabulary import TokenType
-from .parity import exam
+from .exam import exam
 from .tokenizer import META_SPACE, Source
 from .tokenizer_json import bpe_model, tokenizer_text
 from .tokenizer_process import TokenizerProcess

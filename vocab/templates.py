@@ -204,7 +204,7 @@ def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFor
     says a sibling.
     """
     for known in FORMATS:
-        if not known.needs.issubset(vocab.tokens):
+        if not vocab.ids.keys() >= known.needs:
             continue
         names = [(where, name) for where, name in context.names.items() if known.own_name.search(name)]
         sibling = known.sibling_name is not None and any(
@@ -222,6 +222,6 @@ def likely_template(context: AdapterContext, vocab: Vocab) -> PromptFormat | Non
         sibling = known.sibling_name is not None and any(
             known.sibling_name.search(name) for name in context.names.values()
         )
-        if known.hint and not sibling and known.needs.issubset(vocab.tokens):
+        if known.hint and not sibling and vocab.ids.keys() >= known.needs:
             return known
     return None

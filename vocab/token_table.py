@@ -17,19 +17,24 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def token_table(
-    process: TokenizerProcess, kind: Kind, unknown: str | None, settings: TokenSettings
+    process: TokenizerProcess,
+    kind: Kind,
+    unknown: str | None,
+    settings: TokenSettings,
+    vocabulary: dict[str, int] | None = None,
 ) -> tuple[TokenTable, dict[int, int]]:
     """The table, and the ids the library gives that the checkpoint's files say otherwise.
 
-    The tokenizer gets the tokens other files name besides its own. Raises VocabError where ids collide.
+    The tokenizer gets the tokens other files name besides its own. ``vocabulary`` is what it was opened with,
+    where that is all it has; the library is asked else. Raises VocabError where ids collide.
     """
-    vocabulary = process.vocabulary()
+    vocabulary = process.vocabulary() if vocabulary is None else vocabulary
     moved = _add_missing(process, vocabulary, settings)
     added = tuple(
         AddedToken(text, moved.get(token_id, token_id), *flags) for token_id, text, *flags in process.added()
     )
-    tokens = _tokens(vocabulary, moved)
-    ids = {text: token_id for token_id, text in enumerate(tokens) if text is not None}
+    ids = {text: moved.get(index, index) for text, index in vocabulary.items()} if moved else vocabulary
+    tokens = _tokens(ids)
     special, missing = _special(settings.roles, unknown, ids)
     add_bos, add_eos, special, more = _bos_eos(process, vocabulary, settings, special)
     types = _types(kind, tokens, added, unknown)
@@ -41,7 +46,7 @@ def _add_missing(
 ) -> dict[int, int]:
     """Add tokens other files name, also to ``vocabulary``; the library's ids where files say others."""
     present = {text for _, text, *_ in process.added()}
-    texts = {token_id: text for text, token_id in vocabulary.items()}
+    texts = dict(zip(vocabulary.values(), vocabulary, strict=True))
     moved: dict[int, int] = {}
     for token in settings.added:
         if token.text in present or not token.text:
@@ -69,13 +74,12 @@ def _add_missing(
     return moved
 
 
-def _tokens(vocabulary: Mapping[str, int], moved: Mapping[int, int]) -> tuple[str | None, ...]:
-    largest = max((moved.get(token_id, token_id) for token_id in vocabulary.values()), default=-1)
+def _tokens(ids: Mapping[str, int]) -> tuple[str | None, ...]:
+    largest = max(ids.values(), default=-1)
     if not 0 <= largest < MAX_TOKENS:
         raise VocabError(f"the tokenizer's largest id is {largest}, expected 0 to {MAX_TOKENS - 1}")
     tokens: list[str | None] = [None] * (largest + 1)
-    for text, token_id in vocabulary.items():
-        place = moved.get(token_id, token_id)
+    for text, place in ids.items():
         if tokens[place] is not None:
             raise VocabError(f"{quoted(text)} and {quoted(tokens[place])} both have the id {place}")
         tokens[place] = text
@@ -85,7 +89,8 @@ def _tokens(vocabulary: Mapping[str, int], moved: Mapping[int, int]) -> tuple[st
 def _types(
     kind: Kind, tokens: Sequence[str | None], added: Sequence[AddedToken], unknown: str | None
 ) -> tuple[TokenType, ...]:
-    types = [TokenType.UNUSED if text is None else TokenType.NORMAL for text in tokens]
+    normal, unused = TokenType.NORMAL, TokenType.UNUSED
+    types = [unused if text is None else normal for text in tokens]
     if kind in ("byte-fallback bpe", "sentencepiece unigram"):
         for token_id, text in enumerate(tokens):
             if text is not None and BYTE_TOKEN.fullmatch(text):

@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
         child.limit_time(request["seconds"])
         content, answer = _done(getattr(library, request["do"]), request, data)
         child.limit_time(0)
-        header = json.dumps(content).encode()
+        header = json.dumps(content, ensure_ascii=False).encode()
         child.write(struct.pack("<II", len(header), len(answer)))
         child.write(header)
         child.write(answer)
