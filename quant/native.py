@@ -49,7 +49,7 @@ Kernels = Literal["chosen", "other", "none"]
 _CHECKED_BLOCKS = 512
 
 # What kconv_interface says of a library that fits this file: an older build may lie here.
-_INTERFACE = 3
+_INTERFACE = 4
 
 INFINITY = 0x7F800000  # its bits; NaNs lie above
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}

@@ -37,10 +37,11 @@ from .gelu_table import take_llama_cpps_gelu
 from .headless import LastStates, embedding_of
 from .magnitudes import Magnitudes
 from .reading import OutputMatrix, Reading
-from .streamed import RowRange, StreamedModules, WeightReader, stream_embedding
+from .streamed import StreamedModules, stream_embedding
 from .streamed_experts import stream_experts
 from .tail import Tail
 from .watching import Watch, Watching, captured_outputs
+from .weight_reader import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch

@@ -34,8 +34,8 @@ from .encoder_decoder import layer_stacks
 from .model import Reference
 from .reading import OutputMatrix
 from .states import Kept, States, kept_states
-from .streamed import RowRange
 from .streamed_experts import OneByOne
+from .weight_reader import RowRange
 
 if TYPE_CHECKING:
     import torch

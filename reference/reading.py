@@ -13,7 +13,7 @@ from ..core.tensor import Tensor
 from .empty_model import Head, computing
 from .magnitudes import Magnitudes
 from .products import linear
-from .streamed import RowRange, WeightReader
+from .weight_reader import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,11 @@ class OutputMatrix:
         matrix, bias = self._head.matrix, self._head.bias
         values = np.empty((*entering.shape[:-1], matrix.rows), np.float32)
         step = max(1, _SLICE // (4 * matrix.row_elements))
+        few = missing is None and bias is None and self._reader.multiplies(entering)
         with computing(self._threads):
-            for row in range(0, matrix.rows, step):
+            if few:
+                values = self._reader.product(entering, matrix).numpy()
+            for row in range(0, 0 if few else matrix.rows, step):
                 end = min(row + step, matrix.rows)
                 parts = [RowRange(part, row, end) for part in (matrix, bias) if part is not None]
                 with self._reader.reading(parts) as weights:

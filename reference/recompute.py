@@ -36,8 +36,8 @@ from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
 from .recomputed_attention import KEYS, VALUES, Absorbed, absorbing
 from .recomputed_experts import Experts
-from .streamed import RowRange
 from .watching import is_experts
+from .weight_reader import RowRange
 
 if TYPE_CHECKING:
     import torch
@@ -101,14 +101,14 @@ class Recomputation:
         """
         infos = {info.name: info for info in file.header.tensors}
         tensors = {name: file.tensor(info) for name, info in infos.items()}
-        roundings = {
-            name: rounding_of(file.format(info).name) for name, info in infos.items() if len(info.shape) > 1
-        }
+        wide = {name: file.format(info).name for name, info in infos.items() if len(info.shape) > 1}
+        roundings = {name: rounding_of(format) for name, format in wide.items()}
         minimums = {
             name: minimums_of(file, infos[name]) for name, rounding in roundings.items() if rounding == "q8_1"
         }
         weights = unmapped(family, checkpoint, tensors)
         reference = Reference(checkpoint, family, weights=weights, as_llama_cpp=True, threads=threads)
+        reference.reader.any_order = True
         in_modules: Mapping[str, Tensor] = {}
         if minimums:
             spread = unmapped(family, checkpoint, {**tensors, **minimums})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnsupportedModel
 from .copies import Matrix
+from .streamed import WHOLE
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class Absorbed:
                 f"what llama.cpp multiplies {keys.name} and {values.name} by cannot be computed again",
             )
         self.module = module
+        setattr(module.kv_b_proj, WHOLE, True)
         self._keys, self._values = keys, values
         self._synchronize, self._round = synchronize, round_
         self._narrow: torch.Tensor | None = None

@@ -11,12 +11,12 @@ import numpy as np
 from .copies import COPIES, WEIGHTS_ONLY, Matrix, MatrixInput
 from .expert_layout import bias_of, gated, halves, upright
 from .ggml_rounding import rounded
-from .streamed import RowRange, WeightReader
+from .weight_reader import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
 
-    from .streamed import Floats
+    from .weight_reader import Floats
 
 Synchronize = Callable[[str, "torch.Tensor"], "torch.Tensor"]
 

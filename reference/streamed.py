@@ -8,134 +8,21 @@ whatever the model's size, and no code per architecture.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..core.tensor import Tensor
-from ..quant.ggml import to_float32
-from .products import multiply_quickly
+from .products import linear, multiply_quickly
 from .stand_ins import rests
+from .weight_reader import Lease, RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
 
-Floats = npt.NDArray[np.float32]
-
-_SLAB = 1 << 20  # weights a thread reads and widens at a time: some megabytes, which the cache holds
 _LARGE = 1 << 18  # weights worth reading ahead
-_ALIGNMENT = 16  # floats: a cache line, where torch's own weights begin, too
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows ``start`` to ``stop`` of a tensor."""
-
-    tensor: Tensor
-    start: int
-    stop: int
-
-    @property
-    def elements(self) -> int:
-        """How many weights that is."""
-        return (self.stop - self.start) * self.tensor.row_elements
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Weights in memory, as float32 tensors of the shapes asked for, until they are given back.
-
-    They are there once ``wait`` has returned, which raises what went wrong in reading them.
-    """
-
-    tensors: tuple[torch.Tensor, ...]
-    room: torch.Tensor
-    jobs: Sequence[Future[None]]
-
-    def wait(self) -> Lease:
-        """Until the weights are there."""
-        for job in self.jobs:
-            job.result()
-        return self
-
-
-class WeightReader:
-    """Reads lazy tensors as float32 with several threads, into memory that is used again and again."""
-
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kconv-weights")
-        self._free: list[torch.Tensor] = []
-
-    def begin(self, wanted: Sequence[RowRange]) -> Lease:
-        """Begin to read each of ``wanted`` into a tensor of ``(stop - start, *shape[1:])``."""
-        places = [0]
-        for rows in wanted:
-            places.append(places[-1] + -(-rows.elements // _ALIGNMENT) * _ALIGNMENT)
-        room = self._room(places[-1])
-        made: list[torch.Tensor] = []
-        jobs: list[Future[None]] = []
-        for rows, place in zip(wanted, places, strict=False):
-            flat = room[place : place + rows.elements]
-            made.append(flat.view(rows.stop - rows.start, *rows.tensor.shape[1:]))
-            jobs += [self._pool.submit(job) for job in _slabs(rows, flat.numpy())]
-        return Lease(tuple(made), room, jobs)
-
-    def read(self, wanted: Sequence[RowRange]) -> Lease:
-        """The same, and wait for it."""
-        return self.begin(wanted).wait()
-
-    @contextlib.contextmanager
-    def reading(self, wanted: Sequence[RowRange]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The same, in memory meanwhile."""
-        lease = self.read(wanted)
-        try:
-            yield lease.tensors
-        finally:
-            self.release(lease)
-
-    def release(self, lease: Lease) -> None:
-        """Take the memory back; whoever reads next writes over it."""
-        self._free.append(lease.room)
-
-    def forget(self) -> None:
-        """Give the memory that is free back to the system.
-
-        glibc keeps what its threads have freed, some 100 MB here, for threads that will not ask again.
-        """
-        self._free.clear()
-        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-            trim(0)
-
-    def _room(self, count: int) -> torch.Tensor:
-        import torch
-
-        sizes = [room.numel() for room in self._free]
-        if fitting := [size for size in sizes if size >= count]:
-            return self._free.pop(sizes.index(min(fitting)))
-        if sizes:
-            del self._free[sizes.index(max(sizes))]  # a larger one takes its place
-        return torch.empty(count)
-
-
-def _slabs(rows: RowRange, out: Floats) -> Iterator[Callable[[], None]]:
-    tensor = rows.tensor
-    width = tensor.row_elements
-    step = max(1, _SLAB // max(1, width) // tensor.granule) * tensor.granule
-    for start in range(rows.start, rows.stop, step):
-        stop = min(start + step, rows.stop)
-        place = out[(start - rows.start) * width : (stop - rows.start) * width]
-        yield partial(_widen, tensor, start, stop, place)
-
-
-def _widen(tensor: Tensor, start: int, stop: int, out: Floats) -> None:
-    to_float32(tensor.read(start, stop), tensor.dtype, out)
+WHOLE = "kconv_whole"
+"""Set on a module, it has its weights in memory when it runs, whatever it multiplies."""
 
 
 class StreamedModules:
@@ -155,6 +42,8 @@ class StreamedModules:
         self._ahead: dict[int, Lease] = {}
         self._left: dict[int, None] = {}
         self._holding = self._quiet = False
+        self._linear: dict[int, tuple[torch.nn.Linear, Callable[..., torch.Tensor]]] = {}
+        self._multiplying = False
         self._held: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -173,9 +62,11 @@ class StreamedModules:
         self._numbers[module] = number
         leases: list[Lease] = []
         self._wanted.append([RowRange(tensor, 0, tensor.rows) for tensor in weights.values()])
+        if type(module) is torch.nn.Linear and weights["weight"].elements >= _LARGE:
+            self._linear[number] = module, partial(self._multiply, module, weights)
 
         def fill(module: torch.nn.Module, args: Any) -> None:
-            if leases or rests(module):
+            if leases or rests(module) or self._needs_none(number, args):
                 return
             if self._holding:
                 self._held.append(partial(let_go, module))
@@ -200,9 +91,33 @@ class StreamedModules:
         module.register_forward_pre_hook(fill)
         module.register_forward_hook(drop, always_call=True)
 
+    def _needs_none(self, number: int, args: Any) -> bool:
+        """Whether a module multiplies while its matrix is read, so that it need not be in memory."""
+        if self._holding or number not in self._linear or not args:
+            return False
+        module, _ = self._linear[number]
+        self._multiplying = not module.__dict__.get(WHOLE) and self._reader.multiplies(args[0])
+        if self._multiplying and number not in self._ahead:
+            self._left.pop(number, None)
+            return True
+        return False
+
+    def _multiply(
+        self, module: torch.nn.Linear, weights: Mapping[str, Tensor], input: torch.Tensor
+    ) -> torch.Tensor:
+        """A Linear's forward, whether or not its weights are in memory."""
+        if not module.weight.is_meta:
+            return linear(input, module.weight, module.bias)
+        bias = [RowRange(weights[key], 0, weights[key].rows) for key in weights if key == "bias"]
+        with self._reader.reading(bias) as read:
+            return self._reader.product(input, weights["weight"], *read)
+
     def start(self) -> None:
         """All modules will run anew."""
         self._ahead.clear()
+        self._multiplying = self._reader.any_order
+        for module, forward in self._linear.values() if self._reader.any_order else ():
+            module.forward = forward  # type: ignore[method-assign]
         self._left = {
             number: None
             for number, wanted in enumerate(self._wanted)
@@ -239,8 +154,9 @@ class StreamedModules:
         """The weights of a module that runs now; begins to read the next ones."""
         lease = self._ahead.pop(number, None) or self._reader.begin(self._wanted[number])
         self._left.pop(number, None)
-        if not self._ahead and self._left:
-            following = next(iter(self._left))
+        left = (each for each in self._left if not (self._multiplying and each in self._linear))
+        following = None if self._ahead else next(left, None)
+        if following is not None:
             self._ahead[following] = self._reader.begin(self._wanted[following])
         return lease.wait()
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.tensor import Tensor
-from .streamed import Lease, RowRange, WeightReader
 from .watching import is_experts
+from .weight_reader import Lease, RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch

@@ -17,13 +17,17 @@ from ..core.cores import few_spins
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Do not look for garbage meanwhile: importing torch and transformers makes a million objects, all of
-    which stay, and looking through them again and again takes a fifth of the time.
+    which stay, and looking through them again and again takes a fifth of the time. Afterwards they count as
+    old, or they would be looked through twice more before they did.
     """
-    enabled = gc.isenabled()
+    enabled, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
+        if len(sys.modules) > modules and not gc.get_freeze_count():  # what somebody froze stays frozen
+            gc.freeze()
+            gc.unfreeze()
         if enabled:
             gc.enable()
 

@@ -39,7 +39,7 @@ from kconv.reference import streamed_experts
 from kconv.reference.any_model import any_model, class_for
 from kconv.reference.model import Reference
 from kconv.reference.recompute import Recomputation
-from kconv.reference.streamed import RowRange, WeightReader
+from kconv.reference.weight_reader import RowRange, WeightReader
 from kconv.runtimes.half_precision import flowing, halves_by_name
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.proof import Proof

@@ -172,7 +172,8 @@ def test_the_torch_front_end_can_be_streamed() -> None:
 
     from kconv.converters.families.gbst.torch_front_end import GbstEmbedding
     from kconv.core.tensor import DType, Tensor
-    from kconv.reference.streamed import StreamedModules, WeightReader, stream_embedding
+    from kconv.reference.streamed import StreamedModules, stream_embedding
+    from kconv.reference.weight_reader import WeightReader
 
     settings = replace(config_settings(), norm=True)
     weights = random_weights(settings)

@@ -48,11 +48,15 @@ struct feedback {
                     double *losses);
 };
 
+/* See few_positions.h. */
+typedef void multiplier(const float *x, int64_t width, const float *w, int64_t rows, int64_t columns, float *out);
+
 struct kernels {
     const struct kernel *kernels;
     int count;
     widener *from_f32, *from_f16, *from_bf16;
     struct feedback feedback;
+    multiplier *few_positions; /* NULL where there is none */
 };
 
 extern const struct kernels kconv_kernels_baseline, kconv_kernels_avx2, kconv_kernels_avx512;

@@ -16,11 +16,14 @@ static bool has_f16c(void) {
     unsigned a, b, c = 0, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+static bool has_fused(void) { return __builtin_cpu_supports("fma"); }
 static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && has_f16c(); }
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#else
+static bool has_fused(void) { return true; }
 #endif
 
 /* The kernels of the instruction set 0 (baseline), 1 (avx2) or 2 (avx512), or NULL if it is not built or this
@@ -42,7 +45,7 @@ static const struct kernel *find(int set, int ggml_type) {
 }
 
 /* What native.py expects; another number with every change of what is exported here or of its meaning. */
-EXPORT int kconv_interface(void) { return 3; }
+EXPORT int kconv_interface(void) { return 4; }
 
 EXPORT int kconv_runs(int set) { return kernels_of(set) != NULL; }
 
@@ -93,6 +96,16 @@ EXPORT void kconv_refine(int set, const float *m, int64_t n, const float *roots,
 EXPORT void kconv_measure(int set, const float *m, int64_t n, const float *roots, const struct kconv_rows *rows,
                           float *z, double *losses) {
     kernels_of(set)->feedback.measure(m, n, roots, rows, z, losses);
+}
+
+/* As few_positions.h says, for vectors as many as ``width``; false if this set has no such kernel, and nothing
+ * was done. */
+EXPORT int kconv_few_positions(int set, const float *x, int64_t width, const float *w, int64_t rows,
+                               int64_t columns, float *out) {
+    multiplier *const multiply = kernels_of(set)->few_positions;
+    if (!multiply || !has_fused()) return false;
+    multiply(x, width, w, rows, columns, out);
+    return true;
 }
 
 /* Windows links a module of Python only if it has this; importing it is an error, loading it is not. */

@@ -4,6 +4,7 @@
 #include "iq1.h"
 #include "iq2_iq3.h"
 #include "feedback.h"
+#include "few_positions.h"
 #include "iq4.h"
 #include "mxfp4.h"
 #include "q2_k.h"
@@ -42,5 +43,5 @@ static const struct kernel NAME(table)[] = {
 
 const struct kernels NAME(kconv_kernels) = {
     NAME(table), sizeof NAME(table) / sizeof *NAME(table), NAME(from_f32), NAME(from_f16), NAME(from_bf16),
-    {NAME(factor), NAME(refine), NAME(measure)},
+    {NAME(factor), NAME(refine), NAME(measure)}, FEW_POSITIONS,
 };
