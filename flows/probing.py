@@ -2,15 +2,17 @@
 
 A group (quant/choice_groups.py) is quantized alone in one format, the rest of the model stays in fp32, and
 the divergence on some of the calibration text is measured (reference/probes.py). Within the group and from
-that format to others it goes by the tensors' relative errors (quant/choice_losses.py).
+that format to others it goes by the tensors' relative errors (quant/choice_losses.py). Where a model is small
+enough, groups are then measured again in the formats that have been chosen by that (quant/choice_curves.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..converters.mapping import parameters
@@ -18,40 +20,46 @@ from ..core.errors import InputError
 from ..core.model import Model
 from ..core.tensor import Tensor
 from ..core.windows import Window, evenly
-from ..quant.choice_groups import Group, groups_of, to_kinds
-from ..quant.choice_losses import as_stored, offered, relative_errors
+from ..quant.choice_groups import BANDS, Group, groups_of, outstanding
+from ..quant.choice_losses import Errors, as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
-from ..reference.probes import Divergence, Probing
-from ..verify.cost import estimated_probes
+from ..reference.probes import Change, Divergence, Probing
+from ..verify.cost import arithmetic_of_probes, estimated_mixes, in_words, multiplying_speed
 from ..verify.inputs import Expected, VerifyOptions
+from .losses import Formats, Groups, Losses
 
 PROBE = FORMATS["q3_K"]
 """The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
 
-_AMOUNTS = ((20_000_000, 8192), (500_000_000, 2048))  # weights, and tokens of a probe up to so many
-_LEAST = 1024
+AGAIN = 40e12
+"""Floating-point operations that groups may be measured again with: some five minutes on two cores."""
+
 _SLICE = 32  # tokens: two texts that have so many in common are one
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What tensors lose in formats, in nats, by name; ``measured`` says on what.
+class Effort:
+    """What a model's size allows: tokens of each probe and held out, and groups of layers."""
 
-    ``to_kind`` is by how much each tensor would lose more if its kind of matrix lost the same in all layers.
-    """
+    weights: float
+    tokens: int
+    held_out: int
+    bands: int = BANDS
 
-    of: Mapping[str, Mapping[Format, float]]
-    measured: Mapping[str, Any]
-    to_kind: Mapping[str, float] = field(default_factory=dict)
 
-    def evened(self, strength: float) -> Losses:
-        """The same with differences between layers shrunk: probes on little text overstate them."""
-        even = {
-            name: {each: loss * self.to_kind.get(name, 1.0) ** strength for each, loss in losses.items()}
-            for name, losses in self.of.items()
-        }
-        return replace(self, of=even)
+_EFFORTS = (
+    Effort(20e6, 8192, 8192, 32),
+    Effort(200e6, 1024, 4096, 32),
+    Effort(500e6, 2048, 2048),
+    Effort(math.inf, 1024, 1024),
+)
+
+
+def effort_for(model: Model) -> Effort:
+    """What is measured of a model: more of a small one, whose groups scatter more and cost less."""
+    weights = parameters(model)
+    return next(each for each in _EFFORTS if weights <= each.weights)
 
 
 class Prober:
@@ -74,35 +82,60 @@ class Prober:
         self._by_name = {tensor.name: tensor for tensor in tensors}
         plain = {tensor.name: tensor for tensor in expected.model.tensors}
         self._probing = Probing(expected.checkpoint, expected.family, plain, threads=options.threads)
+        self._groups, self._spent = Groups({}, {}, {}), 0.0
+        self._measured: dict[str, Any] = {}
 
     def losses(self, menu: Sequence[Format], texts_sha256: str, mixes: int) -> Losses:
         """What each tensor would lose in each format of the menu it can have; about ``mixes`` are going to be
         measured ``together``. Raises what reading raises.
         """
-        groups = groups_of(self._by_name)
         menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
-        changes = [{name: self._stored(name, probes[name]) for name in names} for names in groups.values()]
-        self._options.announce(self._cost(len(changes), self._probing.steps(changes), mixes))
+        bands = effort_for(self._expected.model).bands
+        groups = groups_of(self._by_name, bands)
+        self._options.announce(self._cost([self._change(probes, names) for names in groups.values()], mixes))
         errors = self._errors(menus, probes)
-        found = self._probing.divergences(changes, self._windows, self._options.progress)
-        of: dict[str, dict[Format, float]] = {}
-        shares: dict[Group, float] = {}
-        for (group, names), divergence in zip(groups.items(), found, strict=True):
-            whole = sum(errors[name][probes[name]] for name in names)
-            shares[group] = share = divergence.mean / whole if whole else 0.0
-            for name in names:
-                of[name] = {format: share * errors[name][format] for format in menus[name]}
-        kinds = to_kinds(shares)
-        to_kind = {name: kinds[group] for group, names in groups.items() for name in names}
-        measured = {
+        apart = outstanding(groups, {name: each.power for name, each in errors.items()})
+        self._groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
+        self._measured = {
             "tokens": sum(len(window.scored) for window in self._windows),
             "held_out_tokens": sum(len(window.scored) for window in self._held_out),
             "texts_sha256": texts_sha256,
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured, to_kind)
+        self._probe([(group, probes) for group in self._groups.names])
+        return self._groups.losses(self._measured)
+
+    def again(self, mixes: Sequence[Formats]) -> Losses | None:
+        """Losses by what the groups lose in the formats they have in ``mixes``, too; None where they are
+        known from such, or where measuring them takes more than ``AGAIN`` leaves.
+        """
+        wanted = self._groups.unknown(mixes)
+        changes = [self._change(mix, self._groups.names[group]) for group, mix in wanted]
+        tokens = sum(window.tokens for window in self._windows)
+        passes = self._probing.steps(changes) / self._probing.layers
+        cost = arithmetic_of_probes(self._expected.model, tokens, passes, len(changes))
+        if not wanted or self._spent + cost > AGAIN:
+            return None
+        self._spent += cost
+        self._options.announce(
+            f"types: {len(wanted)} groups are measured again in the formats chosen so far, about "
+            f"{in_words(cost / multiplying_speed())}"
+        )
+        self._probe(wanted)
+        self._measured["again"] = self._measured.get("again", 0) + len(wanted)
+        return self._groups.losses(self._measured)
+
+    def _probe(self, wanted: Sequence[tuple[Group, Formats]]) -> None:
+        """Measure each of these groups alone, in these formats."""
+        changes = [self._change(formats, self._groups.names[group]) for group, formats in wanted]
+        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        for (group, formats), divergence in zip(wanted, found, strict=True):
+            self._groups.learn(group, formats, divergence.mean)
+
+    def _change(self, formats: Formats, names: Sequence[str]) -> Change:
+        return {name: self._stored(name, formats[name]) for name in names}
 
     def having(self, importance: Importance) -> Prober:
         """The same with other importance data, or with codes that are chosen by them."""
@@ -110,7 +143,7 @@ class Prober:
         other._importance = importance
         return other
 
-    def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
+    def together(self, choices: Sequence[Formats]) -> list[Divergence]:
         """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""
         changes = [
             {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
@@ -120,13 +153,11 @@ class Prober:
     def _stored(self, name: str, format: Format) -> Tensor:
         return as_stored(self._by_name[name], format, self._importance)
 
-    def _errors(
-        self, menus: Mapping[str, Sequence[Format]], probes: Mapping[str, Format]
-    ) -> dict[str, dict[Format, float]]:
+    def _errors(self, menus: Mapping[str, Sequence[Format]], probes: Formats) -> dict[str, Errors]:
         """Relative errors by tensor and format; encoding lets go of the interpreter, so in threads."""
         done, progress = 0, self._options.progress
 
-        def errors(tensor: Tensor) -> dict[Format, float]:
+        def errors(tensor: Tensor) -> Errors:
             formats = dict.fromkeys([*menus[tensor.name], probes[tensor.name]])
             return relative_errors(tensor, tuple(formats), self._importance)
 
@@ -142,25 +173,29 @@ class Prober:
                 raise
         return found
 
-    def _cost(self, probes: int, steps: int, mixes: int) -> str:
-        tokens = sum(window.tokens for window in self._windows)
-        passes = steps / self._probing.layers
-        about = estimated_probes(self._expected.model, self._windows, passes, probes, mixes)
-        return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
+    def _cost(self, changes: Sequence[Change], mixes: int) -> str:
+        model, tokens = self._expected.model, sum(window.tokens for window in self._windows)
+        passes = 1 + self._probing.steps(changes) / self._probing.layers
+        probes = arithmetic_of_probes(model, tokens, passes, len(changes))
+        seconds = probes / multiplying_speed() + estimated_mixes(
+            model, sum(window.tokens for window in self._held_out), mixes
+        )
+        return f"types: {len(changes)} probes of {tokens:,} tokens each, about {in_words(seconds)}"
 
 
 def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
-    """The windows that are probed on, and as many others that choices are held against stock recipes on.
+    """The windows that are probed on, and others that choices are held against stock recipes on.
 
-    Both are spread over all, turn by turn; fewer for large models, which scatter less. Where there is only
-    one
-    window it serves for both.
+    Both are spread over all, turn by turn. Where there is only one window it serves for both; short texts
+    are parted as the two amounts are.
     """
-    weights = parameters(model)
-    amount = next((tokens for most, tokens in _AMOUNTS if weights <= most), _LEAST)
-    longest = max(window.tokens for window in every)
-    both = evenly(every, 2 * max(1, amount // longest))
-    return both[::2], both[1::2] or both
+    effort, longest = effort_for(model), max(window.tokens for window in every)
+    probed, held_out = max(1, effort.tokens // longest), max(1, effort.held_out // longest)
+    both = evenly(every, probed + held_out)
+    count = -(-len(both) * probed // (probed + held_out))
+    own = {at * len(both) // count for at in range(count)}
+    others = tuple(window for at, window in enumerate(both) if at not in own)
+    return tuple(both[at] for at in sorted(own)), others or both
 
 
 def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:
