@@ -14,6 +14,8 @@ from ..quant.formats import Format
 
 Formats = Mapping[str, Format]
 
+_UNKNOWN = 10.0  # so much more may be lost in a format that is coarser than any that was measured
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -43,17 +45,26 @@ class Groups:
     menus: Mapping[str, Sequence[Format]]
     errors: Mapping[str, Errors]
     points: dict[Group, list[tuple[float, float]]] = field(default_factory=dict)
+    single: dict[str, dict[Format, float]] = field(default_factory=dict)
 
     def learn(self, group: Group, formats: Formats, loss: float) -> None:
         """Note what a group loses in these formats."""
         self.points.setdefault(group, []).append((self._error(group, formats), loss))
+        if len(self.names[group]) == 1:
+            (name,) = self.names[group]
+            self.single.setdefault(name, {})[formats[name]] = loss
 
     def unknown(self, mixes: Sequence[Formats]) -> list[tuple[Group, Formats]]:
-        """The groups that have not been measured at about the error they have in ``mixes``."""
+        """The groups that have not been measured at about the error they have in ``mixes``.
+
+        Those in the finest format on the menu are left out: there is no way up from it, and it loses least.
+        """
         found: list[tuple[Group, Formats]] = []
         for group in self.names:
             known = [error for error, _ in self.points.get(group, ())]
             for mix in mixes:
+                if group.alone or all(mix[name] == self.menus[name][-1] for name in self.names[group]):
+                    continue
                 error = self._error(group, mix)
                 if 0 < error < math.inf and not any(alike(error, each) for each in known):
                     known.append(error)
@@ -68,8 +79,10 @@ class Groups:
             along, count = curve(self.points.get(group, ())), len(names)
             shares[group] = _share(along)
             for name in names:
-                errors = self.errors[name].of
-                of[name] = {format: along.at(count * errors[format]) / count for format in self.menus[name]}
+                errors, menu, single = self.errors[name].of, self.menus[name], self.single.get(name, {})
+                by_error = {format: along.at(count * errors[format]) / count for format in menu}
+                known = {format: single.get(format, by_error[format]) for format in menu}
+                of[name] = _as_measured(menu, single) if group.alone else known
         kinds = to_kinds(shares)
         to_kind = {name: kinds[group] for group, names in self.names.items() for name in names}
         return Losses({name: of[name] for name in self.menus}, dict(measured), to_kind)
@@ -81,3 +94,14 @@ class Groups:
 def _share(along: Curve) -> float:
     """A group's loss by its error, where it was measured coarsest."""
     return along.points[-1][1] / along.points[-1][0] if along.points else 0.0
+
+
+def _as_measured(menu: Sequence[Format], single: Mapping[Format, float]) -> dict[Format, float]:
+    """What a tensor loses whose errors say nothing of it: as much as in the next coarser format measured.
+
+    In a format coarser than all that were it loses ``_UNKNOWN`` times as much as in the coarsest of these.
+    """
+    of, last = {}, _UNKNOWN * max(single.values(), default=0.0)
+    for format in menu:
+        last = of[format] = single.get(format, last)
+    return of

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..converters.mapping import parameters
@@ -35,6 +35,7 @@ PROBE = FORMATS["q3_K"]
 AGAIN = 40e12
 """Floating-point operations that groups may be measured again with: some five minutes on two cores."""
 
+_WINDOWS, _SHORTEST = 16, 128  # windows that are probed on, where they need not be shorter than that
 _SLICE = 32  # tokens: two texts that have so many in common are one
 
 
@@ -95,7 +96,7 @@ class Prober:
         groups = groups_of(self._by_name, bands)
         self._options.announce(self._cost([self._change(probes, names) for names in groups.values()], mixes))
         errors = self._errors(menus, probes)
-        apart = outstanding(groups, {name: each.power for name, each in errors.items()})
+        apart = outstanding({name: each.power for name, each in errors.items()})
         self._groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
         self._measured = {
             "tokens": sum(len(window.scored) for window in self._windows),
@@ -104,7 +105,14 @@ class Prober:
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        self._probe([(group, probes) for group in self._groups.names])
+        wanted: list[tuple[Group, Formats]] = [(group, probes) for group in self._groups.names]
+        for group, names in self._groups.names.items():
+            if group.alone:  # on its own, and in more than one format
+                (name,) = names
+                wanted += [
+                    (group, {name: format}) for format in self._more(menus[name]) if format != probes[name]
+                ]
+        self._probe(wanted)
         return self._groups.losses(self._measured)
 
     def again(self, mixes: Sequence[Formats]) -> Losses | None:
@@ -126,6 +134,12 @@ class Prober:
         self._probe(wanted)
         self._measured["again"] = self._measured.get("again", 0) + len(wanted)
         return self._groups.losses(self._measured)
+
+    def _more(self, menu: Sequence[Format]) -> Sequence[Format]:
+        """The formats of a menu that a tensor unlike its neighbours is measured in."""
+        if effort_for(self._expected.model).bands > BANDS:
+            return menu
+        return tuple(dict.fromkeys((menu[len(menu) // 2], menu[-1])))
 
     def _probe(self, wanted: Sequence[tuple[Group, Formats]]) -> None:
         """Measure each of these groups alone, in these formats."""
@@ -187,15 +201,23 @@ def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, 
     """The windows that are probed on, and others that choices are held against stock recipes on.
 
     Both are spread over all, turn by turn. Where there is only one window it serves for both; short texts
-    are parted as the two amounts are.
+    are parted as the two amounts are. What is probed on are beginnings, so that it comes from more places.
     """
     effort, longest = effort_for(model), max(window.tokens for window in every)
-    probed, held_out = max(1, effort.tokens // longest), max(1, effort.held_out // longest)
+    short = max(_SHORTEST, effort.tokens // _WINDOWS)
+    probed, held_out = max(1, effort.tokens // min(short, longest)), max(1, effort.held_out // longest)
     both = evenly(every, probed + held_out)
     count = -(-len(both) * probed // (probed + held_out))
     own = {at * len(both) // count for at in range(count)}
     others = tuple(window for at, window in enumerate(both) if at not in own)
-    return tuple(both[at] for at in sorted(own)), others or both
+    return tuple(_shortened(both[at], short) for at in sorted(own)), others or both
+
+
+def _shortened(window: Window, most: int) -> Window:
+    """The beginning of a window; a pair of texts as it is."""
+    if window.source or len(window.ids) <= most or window.scored_from >= most - 1:
+        return window
+    return replace(window, ids=window.ids[:most])
 
 
 def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:

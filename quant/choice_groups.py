@@ -11,7 +11,8 @@ from dataclasses import dataclass
 BANDS = 8
 """Groups of layers, where there are as many; a stack of an encoder-decoder has its own."""
 
-_OUTSTANDING = 20.0  # times its neighbours' mean squared output: nothing they lose says what this one does
+_OUTSTANDING = 10.0  # times what the same kind of matrix gives in the layers around: unlike these
+_AROUND = 4  # layers on either side
 
 _LAYER = re.compile(r"(?P<stack>(?:enc\.|dec\.)?)blk\.(?P<layer>\d+)\.(?P<kind>.+?)(?:\.weight)?")
 
@@ -60,19 +61,24 @@ def groups_of(
     return made
 
 
-def outstanding(groups: Mapping[Group, tuple[str, ...]], powers: Mapping[str, float]) -> set[str]:
-    """The tensors that give far more than the others of their group; ``powers`` are mean squared outputs.
+def outstanding(powers: Mapping[str, float]) -> set[str]:
+    """The tensors that give far more than their kind in the layers around; by mean squared outputs.
 
-    Models have one or two matrices with huge outputs at a few positions, which drown there what else they
-    give. Their relative error is small and says little.
+    Models have one or two matrices with huge outputs at a few positions, and errors weighted by their inputs
+    say what is lost there and nothing of all else.
     """
-    found = set()
-    for names in groups.values():
-        for name in names:
-            others = [powers[each] for each in names if each != name]
-            if others and powers[name] > _OUTSTANDING * statistics.median(others):
-                found.add(name)
-    return found
+    layers: dict[str, dict[int, str]] = {}
+    for name in powers:
+        found = _LAYER.fullmatch(name)
+        if found:
+            layers.setdefault(found["stack"] + found["kind"], {})[int(found["layer"])] = name
+    apart = set()
+    for of_kind in layers.values():
+        for layer, name in of_kind.items():
+            near = [powers[of_kind[at]] for at in of_kind if at != layer and abs(at - layer) <= _AROUND]
+            if near and powers[name] > _OUTSTANDING * statistics.median(near):
+                apart.add(name)
+    return apart
 
 
 def to_kinds(losses: Mapping[Group, float]) -> dict[Group, float]:

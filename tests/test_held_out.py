@@ -21,8 +21,8 @@ from kconv.core.tensor import Tensor
 from kconv.core.windows import Window
 from kconv.flows.chooser import Chooser, Found
 from kconv.flows.held_out import Formats, HeldOut, held_against_recipes, recipes_of
-from kconv.flows.plan_files import plan_of_target
 from kconv.flows.losses import Losses
+from kconv.flows.plan_files import plan_of_target
 from kconv.flows.probing import probe_windows
 from kconv.flows.results import Run
 from kconv.quant.choice_groups import Group, to_kinds
