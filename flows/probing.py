@@ -35,7 +35,7 @@ PROBE = FORMATS["q3_K"]
 AGAIN = 40e12
 """Floating-point operations that groups may be measured again with: some five minutes on two cores."""
 
-_WINDOWS, _SHORTEST = 16, 128  # windows that are probed on, where they need not be shorter than that
+_WINDOWS, _SHORTEST = 16, 256  # windows that are probed on, and tokens below which none is cut
 _SLICE = 32  # tokens: two texts that have so many in common are one
 
 

@@ -41,8 +41,8 @@ class Curve:
         grows = math.log(high / low) / math.log(more / less)
         exponent = min(max(grows, _EXPONENTS[0]), _EXPONENTS[1])
         if exponent != grows:  # the finer the less is to be felt: what is large counts
-            return high * (error / more) ** exponent
-        return low * (error / less) ** exponent
+            return float(high * (error / more) ** exponent)
+        return float(low * (error / less) ** exponent)
 
 
 def alike(one: float, other: float) -> bool:
