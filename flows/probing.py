@@ -127,9 +127,9 @@ class Prober:
         if not wanted or self._spent + cost > AGAIN:
             return None
         self._spent += cost
+        groups, about = len(wanted), in_words(cost / multiplying_speed())
         self._options.announce(
-            f"types: {len(wanted)} groups are measured again in the formats chosen so far, about "
-            f"{in_words(cost / multiplying_speed())}"
+            f"types: {groups} groups are measured again in the formats chosen so far, about {about}"
         )
         self._probe(wanted)
         self._measured["again"] = self._measured.get("again", 0) + len(wanted)
@@ -190,11 +190,10 @@ class Prober:
     def _cost(self, changes: Sequence[Change], mixes: int) -> str:
         model, tokens = self._expected.model, sum(window.tokens for window in self._windows)
         passes = 1 + self._probing.steps(changes) / self._probing.layers
-        probes = arithmetic_of_probes(model, tokens, passes, len(changes))
-        seconds = probes / multiplying_speed() + estimated_mixes(
-            model, sum(window.tokens for window in self._held_out), mixes
-        )
-        return f"types: {len(changes)} probes of {tokens:,} tokens each, about {in_words(seconds)}"
+        held_out, probes = sum(window.tokens for window in self._held_out), len(changes)
+        seconds = arithmetic_of_probes(model, tokens, passes, probes) / multiplying_speed()
+        about = in_words(seconds + estimated_mixes(model, held_out, mixes))
+        return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
 
 
 def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
@@ -204,8 +203,9 @@ def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, 
     are parted as the two amounts are. What is probed on are beginnings, so that it comes from more places.
     """
     effort, longest = effort_for(model), max(window.tokens for window in every)
-    short = max(_SHORTEST, effort.tokens // _WINDOWS)
-    probed, held_out = max(1, effort.tokens // min(short, longest)), max(1, effort.held_out // longest)
+    pairs = any(window.source for window in every)  # which are read as they are
+    short = longest if pairs else min(longest, max(_SHORTEST, effort.tokens // _WINDOWS))
+    probed, held_out = max(1, effort.tokens // short), max(1, effort.held_out // longest)
     both = evenly(every, probed + held_out)
     count = -(-len(both) * probed // (probed + held_out))
     own = {at * len(both) // count for at in range(count)}
@@ -214,7 +214,7 @@ def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, 
 
 
 def _shortened(window: Window, most: int) -> Window:
-    """The beginning of a window; a pair of texts as it is."""
+    """The beginning of a window, as far as anything counts in it."""
     if window.source or len(window.ids) <= most or window.scored_from >= most - 1:
         return window
     return replace(window, ids=window.ids[:most])
