@@ -30,7 +30,6 @@ from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
 
-_AGAIN = 3  # times groups are measured in the formats chosen so far
 _EVENED = 0.5  # of the differences between layers (in logarithms) that a more careful choice leaves out
 
 
@@ -74,7 +73,6 @@ def with_choices(
         refuse_out_of_reach(wished, tensors, expected, menu, texts, importance, run, calibrated=True)
         prober = _prober(expected, tensors, importance, options, run)
         losses = prober.losses(menu, digest_of(texts), MIXES * len(wished))
-        losses = _refined(prober, losses, tensors, model, wished, plan_of)
     else:
         losses = _saved(known, tensors, menu, importance, str(options.chosen.policy))
     chooser = Chooser(tensors, losses, model, plan_of)
@@ -140,24 +138,6 @@ def _prober(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
     return Prober(expected, tensors, importance, *probe_windows(expected.model, windows), how)
-
-
-def _refined(
-    prober: Prober,
-    losses: Losses,
-    tensors: Sequence[Tensor],
-    model: Model,
-    wished: Sequence[Target],
-    plan_of: PlanOf,
-) -> Losses:
-    """Losses that are measured where choices by them lie, as far as the model is small enough for that."""
-    for _ in range(_AGAIN):
-        chooser = Chooser(tensors, losses, model, plan_of)
-        again = prober.again([chooser.choose(target).formats for target in wished])
-        if again is None:
-            break
-        losses = again
-    return losses
 
 
 def _chosen_before(

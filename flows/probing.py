@@ -2,8 +2,8 @@
 
 A group (quant/choice_groups.py) is quantized alone in one format, the rest of the model stays in fp32, and
 the divergence on some of the calibration text is measured (reference/probes.py). Within the group and from
-that format to others it goes by the tensors' relative errors (quant/choice_losses.py). Where a model is small
-enough, groups are then measured again in the formats that have been chosen by that (quant/choice_curves.py).
+that format to others it goes by the tensors' relative errors (quant/choice_losses.py), except for those whose
+errors say little (``outstanding``): these are measured in several formats.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..converters.mapping import parameters
 from ..core.errors import InputError
@@ -31,9 +30,6 @@ from .losses import Formats, Groups, Losses
 
 PROBE = FORMATS["q3_K"]
 """The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
-
-AGAIN = 40e12
-"""Floating-point operations that groups may be measured again with: some five minutes on two cores."""
 
 _WINDOWS, _SHORTEST = 16, 256  # windows that are probed on, and tokens below which none is cut
 _SLICE = 32  # tokens: two texts that have so many in common are one
@@ -83,8 +79,6 @@ class Prober:
         self._by_name = {tensor.name: tensor for tensor in tensors}
         plain = {tensor.name: tensor for tensor in expected.model.tensors}
         self._probing = Probing(expected.checkpoint, expected.family, plain, threads=options.threads)
-        self._groups, self._spent = Groups({}, {}, {}), 0.0
-        self._measured: dict[str, Any] = {}
 
     def losses(self, menu: Sequence[Format], texts_sha256: str, mixes: int) -> Losses:
         """What each tensor would lose in each format of the menu it can have; about ``mixes`` are going to be
@@ -93,60 +87,36 @@ class Prober:
         menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
         bands = effort_for(self._expected.model).bands
-        groups = groups_of(self._by_name, bands)
-        self._options.announce(self._cost([self._change(probes, names) for names in groups.values()], mixes))
+        plain = groups_of(self._by_name, bands).values()
+        self._options.announce(self._cost([self._change(probes, names) for names in plain], mixes))
         errors = self._errors(menus, probes)
         apart = outstanding({name: each.power for name, each in errors.items()})
-        self._groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
-        self._measured = {
+        groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
+        measured = {
             "tokens": sum(len(window.scored) for window in self._windows),
             "held_out_tokens": sum(len(window.scored) for window in self._held_out),
             "texts_sha256": texts_sha256,
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        wanted: list[tuple[Group, Formats]] = [(group, probes) for group in self._groups.names]
-        for group, names in self._groups.names.items():
+        wanted: list[tuple[Group, Formats]] = [(group, probes) for group in groups.names]
+        for group, names in groups.names.items():
             if group.alone:  # on its own, and in more than one format
                 (name,) = names
                 wanted += [
                     (group, {name: format}) for format in self._more(menus[name]) if format != probes[name]
                 ]
-        self._probe(wanted)
-        return self._groups.losses(self._measured)
-
-    def again(self, mixes: Sequence[Formats]) -> Losses | None:
-        """Losses by what the groups lose in the formats they have in ``mixes``, too; None where they are
-        known from such, or where measuring them takes more than ``AGAIN`` leaves.
-        """
-        wanted = self._groups.unknown(mixes)
-        changes = [self._change(mix, self._groups.names[group]) for group, mix in wanted]
-        tokens = sum(window.tokens for window in self._windows)
-        passes = self._probing.steps(changes) / self._probing.layers
-        cost = arithmetic_of_probes(self._expected.model, tokens, passes, len(changes))
-        if not wanted or self._spent + cost > AGAIN:
-            return None
-        self._spent += cost
-        groups, about = len(wanted), in_words(cost / multiplying_speed())
-        self._options.announce(
-            f"types: {groups} groups are measured again in the formats chosen so far, about {about}"
-        )
-        self._probe(wanted)
-        self._measured["again"] = self._measured.get("again", 0) + len(wanted)
-        return self._groups.losses(self._measured)
+        changes = [self._change(formats, groups.names[group]) for group, formats in wanted]
+        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        for (group, formats), divergence in zip(wanted, found, strict=True):
+            groups.learn(group, formats, divergence.mean)
+        return groups.losses(measured)
 
     def _more(self, menu: Sequence[Format]) -> Sequence[Format]:
         """The formats of a menu that a tensor unlike its neighbours is measured in."""
         if effort_for(self._expected.model).bands > BANDS:
             return menu
         return tuple(dict.fromkeys((menu[len(menu) // 2], menu[-1])))
-
-    def _probe(self, wanted: Sequence[tuple[Group, Formats]]) -> None:
-        """Measure each of these groups alone, in these formats."""
-        changes = [self._change(formats, self._groups.names[group]) for group, formats in wanted]
-        found = self._probing.divergences(changes, self._windows, self._options.progress)
-        for (group, formats), divergence in zip(wanted, found, strict=True):
-            self._groups.learn(group, formats, divergence.mean)
 
     def _change(self, formats: Formats, names: Sequence[str]) -> Change:
         return {name: self._stored(name, formats[name]) for name in names}
