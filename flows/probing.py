@@ -128,11 +128,14 @@ class Prober:
         return other
 
     def together(self, choices: Sequence[Formats]) -> list[Divergence]:
-        """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""
+        """What the model loses on held-out text where all tensors have the formats of each of ``choices``,
+        with what llama.cpp's rounding of inputs adds.
+        """
         changes = [
             {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
         ]
-        return self._probing.divergences(changes, self._held_out, self._options.progress)
+        inputs = [{name: format.name for name, format in formats.items()} for formats in choices]
+        return self._probing.divergences(changes, self._held_out, self._options.progress, inputs)
 
     def _stored(self, name: str, format: Format) -> Tensor:
         return as_stored(self._by_name[name], format, self._importance)
