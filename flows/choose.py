@@ -27,7 +27,8 @@ from .chooser import Chooser, Found, PlanOf
 from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
-from .probing import Losses, Prober, probe_windows, refuse_silent
+from .losses import Losses
+from .probing import Prober, probe_windows, refuse_silent
 from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of

@@ -20,7 +20,7 @@ from ..quant.chosen_policy import chosen_policy
 from ..quant.formats import FORMATS, Format
 from ..quant.policy_file import Choice
 from ..quant.wish import Wish
-from .probing import Losses
+from .losses import Losses
 
 PlanOf = Callable[[Target], FilePlan]
 """Plans the file of a target as it will be written."""

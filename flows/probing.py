@@ -2,56 +2,61 @@
 
 A group (quant/choice_groups.py) is quantized alone in one format, the rest of the model stays in fp32, and
 the divergence on some of the calibration text is measured (reference/probes.py). Within the group and from
-that format to others it goes by the tensors' relative errors (quant/choice_losses.py).
+that format to others it goes by the tensors' relative errors (quant/choice_losses.py), except for those whose
+errors say little (``outstanding``): these are measured in several formats.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..converters.mapping import parameters
 from ..core.errors import InputError
 from ..core.model import Model
 from ..core.tensor import Tensor
 from ..core.windows import Window, evenly
-from ..quant.choice_groups import Group, groups_of, to_kinds
-from ..quant.choice_losses import as_stored, offered, relative_errors
+from ..quant.choice_groups import BANDS, Group, groups_of, outstanding
+from ..quant.choice_losses import Errors, as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
-from ..reference.probes import Divergence, Probing
-from ..verify.cost import estimated_probes
+from ..reference.probes import Change, Divergence, Probing
+from ..verify.cost import arithmetic_of_probes, estimated_mixes, in_words, multiplying_speed
 from ..verify.inputs import Expected, VerifyOptions
+from .losses import Formats, Groups, Losses
 
 PROBE = FORMATS["q3_K"]
 """The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
 
-_AMOUNTS = ((20_000_000, 8192), (500_000_000, 2048))  # weights, and tokens of a probe up to so many
-_LEAST = 1024
+_WINDOWS, _SHORTEST = 16, 256  # windows that are probed on, and tokens below which none is cut
 _SLICE = 32  # tokens: two texts that have so many in common are one
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What tensors lose in formats, in nats, by name; ``measured`` says on what.
+class Effort:
+    """What a model's size allows: tokens of each probe and held out, and groups of layers."""
 
-    ``to_kind`` is by how much each tensor would lose more if its kind of matrix lost the same in all layers.
-    """
+    weights: float
+    tokens: int
+    held_out: int
+    bands: int = BANDS
 
-    of: Mapping[str, Mapping[Format, float]]
-    measured: Mapping[str, Any]
-    to_kind: Mapping[str, float] = field(default_factory=dict)
 
-    def evened(self, strength: float) -> Losses:
-        """The same with differences between layers shrunk: probes on little text overstate them."""
-        even = {
-            name: {each: loss * self.to_kind.get(name, 1.0) ** strength for each, loss in losses.items()}
-            for name, losses in self.of.items()
-        }
-        return replace(self, of=even)
+_EFFORTS = (
+    Effort(20e6, 8192, 8192, 32),
+    Effort(200e6, 1024, 4096, 32),
+    Effort(500e6, 2048, 2048),
+    Effort(math.inf, 1024, 1024),
+)
+
+
+def effort_for(model: Model) -> Effort:
+    """What is measured of a model: more of a small one, whose groups scatter more and cost less."""
+    weights = parameters(model)
+    return next(each for each in _EFFORTS if weights <= each.weights)
 
 
 class Prober:
@@ -79,22 +84,14 @@ class Prober:
         """What each tensor would lose in each format of the menu it can have; about ``mixes`` are going to be
         measured ``together``. Raises what reading raises.
         """
-        groups = groups_of(self._by_name)
         menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
-        changes = [{name: self._stored(name, probes[name]) for name in names} for names in groups.values()]
-        self._options.announce(self._cost(len(changes), self._probing.steps(changes), mixes))
+        bands = effort_for(self._expected.model).bands
+        plain = groups_of(self._by_name, bands).values()
+        self._options.announce(self._cost([self._change(probes, names) for names in plain], mixes))
         errors = self._errors(menus, probes)
-        found = self._probing.divergences(changes, self._windows, self._options.progress)
-        of: dict[str, dict[Format, float]] = {}
-        shares: dict[Group, float] = {}
-        for (group, names), divergence in zip(groups.items(), found, strict=True):
-            whole = sum(errors[name][probes[name]] for name in names)
-            shares[group] = share = divergence.mean / whole if whole else 0.0
-            for name in names:
-                of[name] = {format: share * errors[name][format] for format in menus[name]}
-        kinds = to_kinds(shares)
-        to_kind = {name: kinds[group] for group, names in groups.items() for name in names}
+        apart = outstanding({name: each.power for name, each in errors.items()})
+        groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
         measured = {
             "tokens": sum(len(window.scored) for window in self._windows),
             "held_out_tokens": sum(len(window.scored) for window in self._held_out),
@@ -102,7 +99,27 @@ class Prober:
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured, to_kind)
+        wanted: list[tuple[Group, Formats]] = [(group, probes) for group in groups.names]
+        for group, names in groups.names.items():
+            if group.alone:  # on its own, and in more than one format
+                (name,) = names
+                wanted += [
+                    (group, {name: format}) for format in self._more(menus[name]) if format != probes[name]
+                ]
+        changes = [self._change(formats, groups.names[group]) for group, formats in wanted]
+        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        for (group, formats), divergence in zip(wanted, found, strict=True):
+            groups.learn(group, formats, divergence.mean)
+        return groups.losses(measured)
+
+    def _more(self, menu: Sequence[Format]) -> Sequence[Format]:
+        """The formats of a menu that a tensor unlike its neighbours is measured in."""
+        if effort_for(self._expected.model).bands > BANDS:
+            return menu
+        return tuple(dict.fromkeys((menu[len(menu) // 2], menu[-1])))
+
+    def _change(self, formats: Formats, names: Sequence[str]) -> Change:
+        return {name: self._stored(name, formats[name]) for name in names}
 
     def having(self, importance: Importance) -> Prober:
         """The same with other importance data, or with codes that are chosen by them."""
@@ -110,23 +127,24 @@ class Prober:
         other._importance = importance
         return other
 
-    def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
-        """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""
+    def together(self, choices: Sequence[Formats]) -> list[Divergence]:
+        """What the model loses on held-out text where all tensors have the formats of each of ``choices``,
+        with what llama.cpp's rounding of inputs adds.
+        """
         changes = [
             {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
         ]
-        return self._probing.divergences(changes, self._held_out, self._options.progress)
+        inputs = [{name: format.name for name, format in formats.items()} for formats in choices]
+        return self._probing.divergences(changes, self._held_out, self._options.progress, inputs)
 
     def _stored(self, name: str, format: Format) -> Tensor:
         return as_stored(self._by_name[name], format, self._importance)
 
-    def _errors(
-        self, menus: Mapping[str, Sequence[Format]], probes: Mapping[str, Format]
-    ) -> dict[str, dict[Format, float]]:
+    def _errors(self, menus: Mapping[str, Sequence[Format]], probes: Formats) -> dict[str, Errors]:
         """Relative errors by tensor and format; encoding lets go of the interpreter, so in threads."""
         done, progress = 0, self._options.progress
 
-        def errors(tensor: Tensor) -> dict[Format, float]:
+        def errors(tensor: Tensor) -> Errors:
             formats = dict.fromkeys([*menus[tensor.name], probes[tensor.name]])
             return relative_errors(tensor, tuple(formats), self._importance)
 
@@ -142,25 +160,37 @@ class Prober:
                 raise
         return found
 
-    def _cost(self, probes: int, steps: int, mixes: int) -> str:
-        tokens = sum(window.tokens for window in self._windows)
-        passes = steps / self._probing.layers
-        about = estimated_probes(self._expected.model, self._windows, passes, probes, mixes)
+    def _cost(self, changes: Sequence[Change], mixes: int) -> str:
+        model, tokens = self._expected.model, sum(window.tokens for window in self._windows)
+        passes = 1 + self._probing.steps(changes) / self._probing.layers
+        held_out, probes = sum(window.tokens for window in self._held_out), len(changes)
+        seconds = arithmetic_of_probes(model, tokens, passes, probes) / multiplying_speed()
+        about = in_words(seconds + estimated_mixes(model, held_out, mixes))
         return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
 
 
 def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
-    """The windows that are probed on, and as many others that choices are held against stock recipes on.
+    """The windows that are probed on, and others that choices are held against stock recipes on.
 
-    Both are spread over all, turn by turn; fewer for large models, which scatter less. Where there is only
-    one
-    window it serves for both.
+    Both are spread over all, turn by turn. Where there is only one window it serves for both; short texts
+    are parted as the two amounts are. What is probed on are beginnings, so that it comes from more places.
     """
-    weights = parameters(model)
-    amount = next((tokens for most, tokens in _AMOUNTS if weights <= most), _LEAST)
-    longest = max(window.tokens for window in every)
-    both = evenly(every, 2 * max(1, amount // longest))
-    return both[::2], both[1::2] or both
+    effort, longest = effort_for(model), max(window.tokens for window in every)
+    pairs = any(window.source for window in every)  # which are read as they are
+    short = longest if pairs else min(longest, max(_SHORTEST, effort.tokens // _WINDOWS))
+    probed, held_out = max(1, effort.tokens // short), max(1, effort.held_out // longest)
+    both = evenly(every, probed + held_out)
+    count = -(-len(both) * probed // (probed + held_out))
+    own = {at * len(both) // count for at in range(count)}
+    others = tuple(window for at, window in enumerate(both) if at not in own)
+    return tuple(_shortened(both[at], short) for at in sorted(own)), others or both
+
+
+def _shortened(window: Window, most: int) -> Window:
+    """The beginning of a window, as far as anything counts in it."""
+    if window.source or len(window.ids) <= most or window.scored_from >= most - 1:
+        return window
+    return replace(window, ids=window.ids[:most])
 
 
 def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:

@@ -8,8 +8,8 @@ measured to the others, and within a group of tensors from all to each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -62,14 +62,20 @@ def offered(tensor: Tensor, menu: Sequence[Format], importance: Importance | Non
     return tuple(sorted(found, key=_bits)) or (F16,)
 
 
-def relative_errors(
-    tensor: Tensor, formats: Sequence[Format], importance: Importance | None
-) -> dict[Format, float]:
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of a tensor by format, and its ``power``: the mean square of what it gives."""
+
+    of: Mapping[Format, float]
+    power: float
+
+
+def relative_errors(tensor: Tensor, formats: Sequence[Format], importance: Importance | None) -> Errors:
     """tr(E D E^T) / tr(W D W^T) in each format, on about a million weights spread over the tensor.
 
     Infinite where libggml cannot encode the weights in a format. Raises what reading raises.
     """
-    lost, whole = dict.fromkeys(formats, 0.0), 0.0
+    lost, whole, count = dict.fromkeys(formats, 0.0), 0.0, 0
     scratch = Scratch()
     encoder = encoder_of(tensor, formats, importance)
     for start, stop in _sample(tensor):
@@ -79,7 +85,7 @@ def relative_errors(
         known = encoder.importance_of(rows, start)
         scale = np.ones((1, 1, columns)) if known is None else known.reshape(-1, 1, columns)
         stacked = weights.reshape(len(scale), -1, columns)
-        whole += _weighed(stacked, scale)
+        whole, count = whole + _weighed(stacked, scale), count + len(weights.reshape(-1, columns))
         slab = convert_slab(rows, tensor.dtype, formats, scratch, known)
         for format, data in zip(formats, slab.data, strict=True):
             if format in slab.impossible or format in slab.overflowed:
@@ -87,7 +93,8 @@ def relative_errors(
                 continue
             decoded = dequantize(format, data, weights.shape).reshape(stacked.shape)
             lost[format] += _weighed(decoded - stacked, scale)
-    return {format: error / whole if whole else 0.0 for format, error in lost.items()}
+    of = {format: error / whole if whole else 0.0 for format, error in lost.items()}
+    return Errors(of, whole / max(1, count))
 
 
 def _weighed(values: Floats, scale: Array) -> float:

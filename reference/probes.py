@@ -26,13 +26,14 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
 from ..quant.choice_losses import as_floats
-from ..quant.parts import HEAD
+from ..quant.parts import EMBEDDING, HEAD
 from .branches import Branch, SideBySide
 from .by_layer import BetweenLayers
 from .empty_model import computing
 from .encoder_decoder import layer_stacks
 from .model import Reference
 from .reading import OutputMatrix
+from .rounded_inputs import rounded_for, rounding_inputs
 from .states import Kept, States, kept_states
 from .streamed_experts import OneByOne
 from .weight_reader import RowRange
@@ -92,9 +93,16 @@ class Probing:
         return self._plain.layers
 
     def divergences(
-        self, changes: Sequence[Change], windows: Sequence[Window], progress: Progress = silent
+        self,
+        changes: Sequence[Change],
+        windows: Sequence[Window],
+        progress: Progress = silent,
+        inputs: Sequence[Mapping[str, str]] = (),
     ) -> list[Divergence]:
         """What each of ``changes`` alone costs, on ``windows``.
+
+        ``inputs`` say for each by the formats of its tensors how their inputs are rounded, too, as llama.cpp
+        rounds them on a CPU; that of changes outside the layers, and not of experts.
 
         Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the
         checkpoint raises.
@@ -122,7 +130,8 @@ class Probing:
                     step()
             for index, change in enumerate(changes):
                 if index not in found:
-                    other, entering = self._changed(change, windows, hidden, step)
+                    rounding = inputs[index] if inputs else {}
+                    other, entering = self._changed(change, windows, hidden, step, rounding)
                     found[index] = compared.with_other(entering, other)
                     step()
         self._plain.reader.forget()
@@ -133,7 +142,12 @@ class Probing:
         return set(change) != {HEAD} and self._plain.begins(self._names(change)) is None
 
     def _changed(
-        self, change: Change, windows: Sequence[Window], hidden: list[Floats], step: Callable[[], None]
+        self,
+        change: Change,
+        windows: Sequence[Window],
+        hidden: list[Floats],
+        step: Callable[[], None],
+        formats: Mapping[str, str],
     ) -> tuple[OutputMatrix, list[Floats]]:
         """The output matrix with a change outside the layers, and what enters it."""
         weights = unmapped(self._family, self._checkpoint, {**self._tensors, **change})
@@ -141,8 +155,11 @@ class Probing:
         assert other.output is not None
         if set(change) == {HEAD}:
             return other.output, hidden
-        with contextlib.closing(other.branched(windows, [], step)) as ways:
-            return other.output, next(ways)
+        of_modules = {module: format for name, format in formats.items() for module in self._modules[name]}
+        with other.rounding(of_modules), contextlib.closing(other.branched(windows, [], step)) as ways:
+            entering = next(ways)
+        head = formats.get(HEAD) or formats.get(EMBEDDING, "")
+        return other.output, [rounded_for(head, values) for values in entering]
 
     def _names(self, change: Change) -> set[str]:
         """The modules, some of them experts within one, whose weights a change touches."""
@@ -216,6 +233,10 @@ class Branching(Reference):
                     for index, values in zip(batch, entering, strict=True):
                         hidden[index] = values.copy()
                 yield hidden
+
+    def rounding(self, formats: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+        """Round what enters the modules of those names as llama.cpp does for matrices of these formats."""
+        return rounding_inputs(self._model, formats)
 
     @contextlib.contextmanager
     def _with_weights(self, change: Mapping[str, Tensor], layer: torch.nn.Module) -> Iterator[None]:

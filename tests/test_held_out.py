@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from kconv.core.model import Model
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import Tensor
 from kconv.core.windows import Window
+from kconv.flows import probing
 from kconv.flows.chooser import Chooser, Found
 from kconv.flows.held_out import Formats, HeldOut, held_against_recipes, recipes_of
+from kconv.flows.losses import Losses
 from kconv.flows.plan_files import plan_of_target
-from kconv.flows.probing import Losses, probe_windows
+from kconv.flows.probing import probe_windows
 from kconv.flows.results import Run
 from kconv.quant.choice_groups import Group, to_kinds
 from kconv.quant.choice_losses import MENU, offered
@@ -210,3 +212,20 @@ def test_windows_that_are_held_out_are_others(model: Model, count: int) -> None:
     assert count == 1 or not {window.ids for window in probed} & {window.ids for window in held_out}
     assert abs(len(probed) - len(held_out)) <= 1 or count == 1
     assert len(probed) <= 8192 // 512
+
+
+@pytest.mark.parametrize(("weights", "probed", "held_out"), [(1e9, 4, 2), (1.3e8, 4, 8), (4e8, 8, 4)])
+def test_probes_read_beginnings_from_more_places(
+    model: Model, monkeypatch: pytest.MonkeyPatch, weights: float, probed: int, held_out: int
+) -> None:
+    """Half a text in one window of 512 would say little of a mixture; what is held out stays whole."""
+    monkeypatch.setattr(probing, "parameters", lambda model: weights)
+    every = [Window(0, tuple(range(at, at + 512))) for at in range(40)]
+    first, second = probe_windows(model, every)
+    assert [len(window.ids) for window in first] == [256] * probed
+    assert [len(window.ids) for window in second] == [512] * held_out
+    assert not {window.ids[0] for window in first} & {window.ids[0] for window in second}
+    pairs = [replace(window, source=window.ids) for window in every]
+    assert all(len(window.ids) == 512 for window in probe_windows(model, pairs)[0])
+    late = [replace(window, scored_from=400) for window in every]
+    assert all(window.ids and len(window.scored) > 0 for window in probe_windows(model, late)[0])

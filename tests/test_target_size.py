@@ -194,7 +194,7 @@ def test_rows_are_offered_what_they_can_have(columns: int) -> None:
     assert [each.name for each in offered(tensor, parse_menu(["iq2_xxs", "q4_K"]), None)] == {
         256: ["q4_K"], 100: ["f16"]
     }.get(columns, ["iq4_nl", "q5_0"])  # fmt: skip
-    errors = relative_errors(tensor, offered(tensor, parse_menu(MENUS[0].split(",")), known), known)
+    errors = relative_errors(tensor, offered(tensor, parse_menu(MENUS[0].split(",")), known), known).of
     ranked = [
         errors[format] for format in sorted(errors, key=lambda each: each.block_bytes / each.block_size)
     ]

@@ -41,20 +41,29 @@ def in_words(seconds: float) -> str:
     return _("{minutes} minutes", minutes=round(seconds / 60))
 
 
-def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int, mixes: int) -> str:
-    """About how long ``probes`` of reading ``windows`` take, in words.
+def arithmetic_of_probes(model: Model, tokens: int, passes: float, probes: int) -> float:
+    """Floating-point operations of ``probes`` of so many tokens.
 
-    Together they go through the layers ``passes`` times, and each through the output matrix once; then
-    ``mixes`` of formats, and the model as it is, go through all of it.
+    Together they go through the layers ``passes`` times, and each through the output matrix once.
     """
+    layers, head = _layers_and_head(model)
+    return 2.0 * tokens * (passes * layers + probes * head)
+
+
+def estimated_mixes(model: Model, tokens: int, mixes: int) -> float:
+    """About how many seconds it takes to read so many tokens in ``mixes`` of formats and as the model is."""
+    layers, head = _layers_and_head(model)
+    products = 2 * tokens * ((1 + mixes) * layers + (2 + mixes) * head)
+    return _STARTING + products / multiplying_speed() + (2 + mixes) * (layers + head) / _ENCODED
+
+
+def _layers_and_head(model: Model) -> tuple[int, int]:
+    """Weights in the layers, and in the matrix that makes the logits."""
     head = next((t.elements for t in model.tensors if t.name == "output.weight"), 0) or next(
         (t.elements for t in model.tensors if t.name == "token_embd.weight"), 0
     )
     layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
-    tokens = sum(window.tokens for window in windows)
-    products = tokens * ((passes + 1 + mixes) * layers + (2 + mixes + probes) * head)
-    seconds = _STARTING + 2 * products / multiplying_speed() + (2 + mixes) * (layers + head) / _ENCODED
-    return in_words(seconds)
+    return layers, head
 
 
 @functools.cache
