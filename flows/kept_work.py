@@ -1,8 +1,9 @@
 """What a command has measured so far, in a folder that stays where it is interrupted or killed.
 
 The folder, ``PATH.gathering``, lies beside the file that is to be made. A conversion keeps in it the pass
-through the layers (reference/saved_pass.py), how codes are chosen in each matrix, and the formats chosen;
-``--resume`` takes them up. It is gone once the file is there.
+through the layers (reference/saved_pass.py), what tensors and mixes of formats lose (kept_losses.py), how
+codes are chosen in each matrix, and the formats chosen; ``--resume`` takes them up. It is gone once the file
+is there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..core.errors import EnvironmentProblem
 from ..core.leftovers import GATHERED, GATHERING
 from ..core.system_files import synced
 from ..reference.saved_pass import MARK
+from .kept_losses import WORTH_KEEPING
 from .kept_strengths import STRENGTHS
 from .results import Run
 
@@ -117,7 +119,8 @@ def _worth_keeping(folder: Path) -> Callable[[BaseException], bool]:
     def keep(error: BaseException) -> bool:
         if not isinstance(error, KeyboardInterrupt | EnvironmentProblem | OSError | MemoryError):
             return False  # the input was at fault, and would be again
-        there = any(any(folder.glob(name)) for name in (MARK, f"{PASS}/{MARK}", STRENGTHS, CHOICES))
+        names = (MARK, f"{PASS}/{MARK}", *WORTH_KEEPING, STRENGTHS, CHOICES)
+        there = any(any(folder.glob(name)) for name in names)
         if there:
             progress.on_remark(
                 f"what has been measured so far is kept in {folder}: the same command with --resume goes on "

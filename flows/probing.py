@@ -16,15 +16,19 @@ from typing import Any
 from ..converters.mapping import parameters
 from ..core.errors import InputError
 from ..core.model import Model
+from ..core.sizes import size_text
 from ..core.tensor import Tensor
 from ..core.windows import Window, evenly
 from ..quant.choice_groups import Group, groups_of, to_kinds
 from ..quant.choice_losses import as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
+from ..quant.parts import EMBEDDING
+from ..reference.kept_probes import KeptProbes
 from ..reference.probes import Divergence, Probing
 from ..verify.cost import estimated_probes
 from ..verify.inputs import Expected, VerifyOptions
+from .kept_losses import keep_errors, kept_errors, key_of
 
 PROBE = FORMATS["q3_K"]
 """The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
@@ -57,7 +61,7 @@ class Losses:
 class Prober:
     """Probes a model on ``windows`` of the calibration text; ``tensors`` are those to be chosen for.
 
-    What is chosen is measured on the windows ``held_out``.
+    What is chosen is measured on the windows ``held_out``. What has been found out so far is ``kept``.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Prober:
         windows: Sequence[Window],
         held_out: Sequence[Window],
         options: VerifyOptions,
+        kept: KeptProbes | None = None,
     ) -> None:
         self._expected, self._tensors, self._importance = expected, tensors, importance
+        self._kept = kept
         self._windows, self._held_out, self._options = tuple(windows), tuple(held_out), options
         self._by_name = {tensor.name: tensor for tensor in tensors}
         plain = {tensor.name: tensor for tensor in expected.model.tensors}
@@ -82,10 +88,11 @@ class Prober:
         groups = groups_of(self._by_name)
         menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
-        changes = [{name: self._stored(name, probes[name]) for name in names} for names in groups.values()]
-        self._options.announce(self._cost(len(changes), self._probing.steps(changes), mixes))
+        probed = [{name: probes[name] for name in names} for names in groups.values()]
+        steps = self._probing.steps([self._change(formats) for formats in probed])
+        self._options.announce(self._cost(len(probed), steps, mixes))
         errors = self._errors(menus, probes)
-        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        found = self._divergences(probed, self._windows)
         of: dict[str, dict[Format, float]] = {}
         shares: dict[Group, float] = {}
         for (group, names), divergence in zip(groups.items(), found, strict=True):
@@ -112,31 +119,49 @@ class Prober:
 
     def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
         """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""
-        changes = [
-            {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
-        ]
-        return self._probing.divergences(changes, self._held_out, self._options.progress)
+        return self._divergences(choices, self._held_out)
 
-    def _stored(self, name: str, format: Format) -> Tensor:
-        return as_stored(self._by_name[name], format, self._importance)
+    def _divergences(
+        self, mixes: Sequence[Mapping[str, Format]], windows: Sequence[Window]
+    ) -> list[Divergence]:
+        """What the model loses on ``windows`` where the tensors of a mix have its formats."""
+        keys = [key_of(formats, self._importance, windows) for formats in mixes]
+        known = 0 if self._kept is None else sum(self._kept.divergence(key) is not None for key in keys)
+        if known:
+            count = len(keys)
+            self._options.announce(f"resumed: {known} of {count} mixes of formats have been probed already")
+        changes = [self._change(formats) for formats in mixes]
+        return self._probing.divergences(changes, windows, self._options.progress, self._kept, keys)
+
+    def _change(self, formats: Mapping[str, Format]) -> dict[str, Tensor]:
+        return {
+            name: as_stored(self._by_name[name], format, self._importance) for name, format in formats.items()
+        }
 
     def _errors(
         self, menus: Mapping[str, Sequence[Format]], probes: Mapping[str, Format]
-    ) -> dict[str, dict[Format, float]]:
+    ) -> dict[str, Mapping[Format, float]]:
         """Relative errors by tensor and format; encoding lets go of the interpreter, so in threads."""
-        done, progress = 0, self._options.progress
+        wanted = {
+            tensor.name: tuple(dict.fromkeys([*menus[tensor.name], probes[tensor.name]]))
+            for tensor in self._tensors
+        }
+        known = kept_errors(self._kept, self._importance)
+        found = {name: known[name] for name in wanted if wanted[name] == tuple(known.get(name, ()))}
+        if found:
+            count = len(found)
+            self._options.announce(f"resumed: the errors of {count} tensors are known already")
+        left = [tensor for tensor in self._tensors if tensor.name not in found]
 
         def errors(tensor: Tensor) -> dict[Format, float]:
-            formats = dict.fromkeys([*menus[tensor.name], probes[tensor.name]])
-            return relative_errors(tensor, tuple(formats), self._importance)
+            return relative_errors(tensor, wanted[tensor.name], self._importance)
 
-        found = {}
         with ThreadPoolExecutor(self._options.threads, thread_name_prefix="kconv-errors") as pool:
             try:
-                for tensor, each in zip(self._tensors, pool.map(errors, self._tensors), strict=True):
+                for tensor, each in zip(left, pool.map(errors, left), strict=True):
                     found[tensor.name] = each
-                    done += 1
-                    progress("errors", done, len(self._tensors))
+                    keep_errors(self._kept, self._importance, tensor.name, each)
+                    self._options.progress("errors", len(found), len(self._tensors))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -146,7 +171,12 @@ class Prober:
         tokens = sum(window.tokens for window in self._windows)
         passes = steps / self._probing.layers
         about = estimated_probes(self._expected.model, self._windows, passes, probes, mixes)
-        return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
+        room = ""
+        if self._kept is not None:
+            hidden = next(t.shape[-1] for t in self._expected.model.tensors if t.name == EMBEDDING)
+            size = size_text(2 * 4 * (1 + probes) * tokens * hidden)  # of the layer behind and of the next
+            room = f"; meanwhile up to {size} lie beside the file, for --resume"
+        return f"types: {probes} probes of {tokens:,} tokens each, about {about}{room}"
 
 
 def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
