@@ -42,7 +42,7 @@ from .results import Run
 
 @dataclass
 class Collected:
-    """What a pass gathers besides the activations, in files in ``folder``.
+    """What a pass gathers besides the activations, in files in ``folder``; nothing if it is not ``full``.
 
     ``sites`` and ``members`` are known when the pass is over. A pass that ``stays`` is saved in the folder
     behind each layer, and goes on from there.
@@ -50,13 +50,15 @@ class Collected:
 
     folder: Path
     stays: bool = False
+    full: bool = True
     sites: Sequence[SiteSums] = ()
     members: dict[Member, int] = field(default_factory=dict)
     gathering: FullGathering | None = None
 
-    def begin(self, windows: Sequence[Window]) -> FullGathering:
+    def begin(self, windows: Sequence[Window]) -> FullGathering | None:
         """What observes a pass over these windows."""
-        self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
+        if self.full:
+            self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
         return self.gathering
 
     def saving(self, asked: Mapping[str, Any], squares: dict[str, Squares]) -> SavedPass | None:
@@ -65,22 +67,23 @@ class Collected:
         ``asked`` says what it depends on: one that was ended goes on only if that is the same.
         """
         gathering = self.gathering
-        if not self.stays or gathering is None:
+        if not self.stays:
             return None
 
         def learned() -> Learned:
-            content, arrays = gathering.learned()
+            content, arrays = ({}, {}) if gathering is None else gathering.learned()
             counts = {name: each.count for name, each in squares.items()}
             sums = {f"sums/{name}": each.sums for name, each in squares.items()}
             return {"full": content, "counts": counts}, {**arrays, **sums}
 
-        saved = SavedPass(self.folder, asked, learned)
+        saved = SavedPass(self.folder, {**asked, **({} if self.full else {"full": False})}, learned)
         if saved.before is None:
             for path in self.folder.iterdir():
                 path.unlink()
             return saved
         content, arrays = saved.before
-        gathering.resume((content["full"], arrays))
+        if gathering is not None:
+            gathering.resume((content["full"], arrays))
         for name, count in content["counts"].items():
             squares[name] = Squares(arrays[f"sums/{name}"], int(count))
         return saved
@@ -94,7 +97,8 @@ class Collected:
 
     def end(self, places: Mapping[str, Sequence[Member]]) -> None:
         """The pass is over; ``places`` say which matrices a module's input flows into."""
-        assert self.gathering is not None
+        if self.gathering is None:
+            return
         self.sites, numbers = self.gathering.results()
         self.members = {member: site for name, site in numbers.items() for member in places[name]}
 
@@ -149,11 +153,11 @@ def resumable(path: Path, *, resume: bool) -> Iterator[Collected]:
 
 
 @contextlib.contextmanager
-def within(work: Path) -> Iterator[Collected]:
+def within(work: Path, *, full: bool) -> Iterator[Collected]:
     """A place to gather in, in the folder a conversion keeps its ``work`` in; gone when all is gathered."""
     folder = work / PASS
     folder.mkdir(exist_ok=True)
-    yield Collected(folder, stays=True)
+    yield Collected(folder, stays=True, full=full)
     shutil.rmtree(folder, ignore_errors=True)
 
 

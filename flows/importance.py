@@ -110,7 +110,7 @@ def measure_activations(
     _refuse_little(sum(len(each.ids) for each in every))
     chosen = evenly(every, chunks)
     options.announce(_cost(expected, chosen, len(every)))
-    if collected is not None:
+    if collected is not None and collected.full:
         options.announce(collected.cost(expected.model, sum(window.tokens for window in chosen)))
     modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()

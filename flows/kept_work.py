@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from ..converters.hashes import checkpoint_hashes
 from ..converters.journal import source_stamps
 from ..converters.kept_choices import CHOICES
 from ..converters.manifest import versions
-from ..converters.results import Options
-from ..converters.targets import Target
 from ..core import progress
 from ..core.checkpoint import Checkpoint
 from ..core.claims import claimed_folder
@@ -68,11 +66,12 @@ def held_work(path: Path, *, resume: bool) -> Iterator[Path]:
 
 
 def work_of(
-    targets: Sequence[Target], checkpoint: Checkpoint, options: Options, run: Run
+    output: Path, checkpoint: Checkpoint, options: Mapping[str, Any], run: Run
 ) -> contextlib.AbstractContextManager[Path | None]:
-    """The folder a conversion of ``checkpoint`` to ``targets`` keeps its work in; None where it keeps none.
+    """The folder a conversion of ``checkpoint`` to ``output``, a file or a folder, keeps its work in.
 
-    What was kept for other options, of other weights or by other programs is discarded.
+    None where it keeps none. What was kept for other options, of other weights or by other programs is
+    discarded.
     """
     if checkpoint.stream is not None or run.outlet is not None or run.executor is not None:
         return contextlib.nullcontext()
@@ -81,11 +80,11 @@ def work_of(
         for stamp in source_stamps(checkpoint_hashes(checkpoint).sources)
     ]
     asked = {
-        "options": options.to_manifest(),
+        "options": options,
         "sources": stamps,
         "versions": versions(("torch", "transformers")),
     }
-    return _work_for(targets[0].path, json.loads(json.dumps(asked)), resume=run.resume)
+    return _work_for(output, json.loads(json.dumps(asked)), resume=run.resume)
 
 
 @contextlib.contextmanager
