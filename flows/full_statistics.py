@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..quant.importance import SPARED, Importance, read_importance, values_of
 from ..quant.optimize import PLAIN, Key, Optimization, Trial, refuse_unfit
 from ..quant.strengths import SAMPLE, STRENGTHS, WIDEST, optimization
 from ..reference.full_statistics import FullGathering
-from ..reference.saved_pass import Learned, SavedPass
+from ..reference.saved_pass import Learned, SavedPass, SparePass
 from ..reference.statistics import Squares
 from ..verify.cost import in_words, multiplying_speed
 from .kept_strengths import keeping_strengths, kept_strengths
@@ -61,10 +61,13 @@ class Collected:
             self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
         return self.gathering
 
-    def saving(self, asked: Mapping[str, Any], squares: dict[str, Squares]) -> SavedPass | None:
+    def saving(
+        self, asked: Mapping[str, Any], squares: dict[str, Squares], told: Callable[[str], None]
+    ) -> SavedPass | None:
         """Where the pass that began is saved, if it is; ``squares`` get what an earlier one has learned.
 
-        ``asked`` says what it depends on: one that was ended goes on only if that is the same.
+        ``asked`` says what it depends on: one that was ended goes on only if that is the same. ``told`` is
+        told where one that is not full finds no room, and goes on unsaved.
         """
         gathering = self.gathering
         if not self.stays:
@@ -76,7 +79,11 @@ class Collected:
             sums = {f"sums/{name}": each.sums for name, each in squares.items()}
             return {"full": content, "counts": counts}, {**arrays, **sums}
 
-        saved = SavedPass(self.folder, {**asked, **({} if self.full else {"full": False})}, learned)
+        saved = (
+            SavedPass(self.folder, asked, learned)
+            if self.full
+            else SparePass(self.folder, {**asked, "full": False}, told, learned)
+        )
         if saved.before is None:
             for path in self.folder.iterdir():
                 path.unlink()

