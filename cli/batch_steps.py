@@ -135,7 +135,8 @@ def _steps(file: JobsFile, job: int, own: Table, defaults: Table, words: Sequenc
             types = _types(file, job, asked.get("types", ["auto"]), format, formats)
         place = str(options.pop("checkpoint")).removeprefix("hf://")
         threads = options.pop("threads")
-        for group in [types] if format == "gguf" else [(name,) for name in types]:
+        together = format == "gguf" or options.get("calibrate")  # what is learned is learned once
+        for group in [types] if together else [(name,) for name in types]:
             step = Step(job, place, format, group, output, options, threads)
             step = step.with_types((*group, *_wishes(file, step))) if wished else step
             _check(file, step)

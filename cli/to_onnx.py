@@ -43,6 +43,7 @@ Examples:
   kconv to-onnx ./KEByT5-base -q f32 --verify full
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --layout transformers.js -o 42dot-web
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --imatrix 42dot-statistics.gguf --optimize
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --calibrate korean.txt --optimize
 """
 
 
@@ -128,10 +129,18 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     help="Full statistics of this model's inputs, from kconv imatrix --full: what --optimize chooses by.",
 )
 @click.option(
+    "--calibrate",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="Compute these statistics first, by running the checkpoint on this UTF-8 text (on samples of it if "
+    "it is long), and keep them beside the output. Repeatable.",
+)
+@click.option(
     "--optimize",
     is_flag=True,
     help="Choose the codes of q4_0 and q8_0 so that errors cancel for the inputs measured, as kconv to-gguf "
-    "does: same size, less loss. Needs --imatrix.",
+    "does: same size, less loss. Needs --calibrate or --imatrix.",
 )
 @chat_template_option
 @drop_extra_tokens_option
@@ -156,6 +165,7 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     imatrix: Path | None,
+    calibrate: tuple[Path, ...],
     optimize: bool,
     chat_template: str | None,
     resume: bool,
@@ -185,6 +195,7 @@ def command(
         "allow_nan": allow_nan,
         "chat_template": chat_template,
         "imatrix": imatrix,
+        "calibrate": calibrate,
         "optimize": optimize,
         "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),

@@ -56,9 +56,9 @@ def _check_importance(options: Options) -> None:
         )
 
 
-def refuse_elsewhere(options: Options, *, scheduler: bool, stream: bool, store: bool) -> None:
+def refuse_elsewhere(*, optimize: bool, calibrate: bool, scheduler: bool, stream: bool, store: bool) -> None:
     """Raise UsageError for codes to be chosen where weights or statistics are not on this machine."""
-    if not options.optimize:
+    if not optimize:
         return
     if scheduler or stream:
         given = "--scheduler" if scheduler else "--stream"
@@ -66,7 +66,7 @@ def refuse_elsewhere(options: Options, *, scheduler: bool, stream: bool, store: 
             f"--optimize and {given} cannot be combined: the weights have to lie on this machine",
             hint=f"leave out {given}",
         )
-    if store and options.calibrate:
+    if store and calibrate:
         raise UsageError(
             "--calibrate and --optimize leave a file of statistics beside the output, expected a folder here",
             hint="make it first with kconv imatrix --full, and pass it with --imatrix",

@@ -81,9 +81,12 @@ _MISSPELT = 0.75  # .ggfu, .guff, .gguff
 def learned_path(targets: Sequence[Target], checkpoint: Checkpoint, options: Options) -> Path:
     """Where a conversion keeps the importance data, or the full statistics, it learns from texts."""
     first = targets[0].path
-    if options.optimize:
-        return first.parent / f"{checkpoint_name(checkpoint)}-statistics.gguf"
-    return first.with_suffix(".imatrix.gguf")
+    return statistics_beside(first, checkpoint) if options.optimize else first.with_suffix(".imatrix.gguf")
+
+
+def statistics_beside(output: Path, checkpoint: Checkpoint) -> Path:
+    """Where the full statistics are kept that an ``output`` is made with; they do for all of a checkpoint."""
+    return output.parent / f"{checkpoint_name(checkpoint)}-statistics.gguf"
 
 
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:

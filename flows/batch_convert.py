@@ -118,6 +118,9 @@ def _to_onnx(step: Step, place: str, how: Mapping[str, Any]) -> list[dict[str, A
                 **_proven(made.proof),
             }
         )
+        if how.get("calibrate"):  # what was learned for the first does for the others
+            learned = json.loads(manifest.read_text("utf-8"))["importance"]["file"]
+            how = {**how, "calibrate": (), "imatrix": made.path.absolute().parent / learned}
     return records
 
 

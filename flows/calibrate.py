@@ -24,7 +24,7 @@ from ..verify.logits import TOGETHER
 from .arrivals import until_the_end
 from .automatic import Known
 from .choose import refuse_impossible
-from .full_statistics import collecting, digest_of, kept_statistics, to_be_optimized, within
+from .full_statistics import Collected, collecting, digest_of, kept_statistics, to_be_optimized, within
 from .importance import measure_activations, named_texts
 from .plan_files import plan_files, plan_of_target
 from .probing import refuse_proof_text
@@ -57,25 +57,44 @@ def learn(
     """
     to_be = importance_to_be(model.tensors)
     plan_of = partial(plan_of_target, model, companions, to_be)
-    _refuse_proof_text(expected, targets, options, run)
+    if options.optimize or any(target.wish is not None for target in targets):
+        refuse_text_of_the_proof(expected, options.calibrate, options.verify, run)
     refuse_impossible(targets, replace(expected, model=model), to_be, options, plan_of, run)
     _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
-    texts = [Path(path) for path in options.calibrate]
     keep = None
     if options.optimize or run.outlet is None:
         keep = learned_path(targets, expected.checkpoint, options)
-    importance = None if keep is None else kept_statistics(keep, named_texts(texts), run)
-    read: Known = {}
-    if importance is None:
-        calibration = calibrate(
-            expected, texts, scope=options.verify, run=run, keep=keep, full=options.optimize
-        )
-        importance, read = calibration.importance, calibration.known
-        if keep is not None:
-            until_the_end(_gone_where_refused(keep, paths))
-            run.announce(f"importance data are kept in {keep}, for --imatrix")
-    return to_be_optimized(importance, optimize=options.optimize), read
+    calibration = kept_or_learned(
+        expected, options.calibrate, keep, paths, scope=options.verify, full=options.optimize, run=run
+    )
+    return to_be_optimized(calibration.importance, optimize=options.optimize), calibration.known
+
+
+def kept_or_learned(
+    expected: Expected,
+    calibrate_on: Sequence[str],
+    keep: Path | None,
+    paths: Sequence[Path],
+    *,
+    scope: Scope,
+    full: bool,
+    run: Run,
+) -> Calibration:
+    """What the file ``keep`` has from an ended run of the same texts, or learned from them, and kept there.
+
+    It is gone again where the request is refused and none of ``paths`` is made. The rest is as of
+    ``calibrate``.
+    """
+    texts = [Path(path) for path in calibrate_on]
+    known = None if keep is None else kept_statistics(keep, named_texts(texts), run)
+    if known is not None:
+        return Calibration(known, {})
+    calibration = calibrate(expected, texts, scope=scope, run=run, keep=keep, full=full)
+    if keep is not None:
+        until_the_end(_gone_where_refused(keep, paths))
+        run.announce(f"importance data are kept in {keep}, for --imatrix")
+    return calibration
 
 
 @contextlib.contextmanager
@@ -89,12 +108,11 @@ def _gone_where_refused(kept: Path, paths: Sequence[Path]) -> Iterator[None]:
         raise
 
 
-def _refuse_proof_text(expected: Expected, targets: Sequence[Target], options: Options, run: Run) -> None:
+def refuse_text_of_the_proof(expected: Expected, calibrate_on: Sequence[str], scope: Scope, run: Run) -> None:
     """Raise InputError where formats or codes would be chosen on the text of the proof."""
-    if options.optimize or any(target.wish is not None for target in targets):
-        texts = named_texts([Path(path) for path in options.calibrate])
-        windows = text_windows(expected, list(texts.values()), tokens=None, window=None)
-        refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
+    texts = named_texts([Path(path) for path in calibrate_on])
+    windows = text_windows(expected, list(texts.values()), tokens=None, window=None)
+    refuse_proof_text(windows, proof_windows(expected, scope, run.proof_texts, run.proof_tokens))
 
 
 def calibrate(
@@ -119,18 +137,25 @@ def calibrate(
     windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
-    if keep is not None and full:
-        with within(run.work) if run.work else collecting(keep) as collected:
-            activations, reading = measure_activations(expected, named, windows, options, collected=collected)
-            collected.write(keep, activations, arch=expected.model.arch, texts=named, force=True)
-        return _calibration(read_importance(keep), windows, reading)
-    activations, reading = measure_activations(expected, named, windows, options)
     if keep is None:
+        activations, reading = measure_activations(expected, named, windows, options)
         return _calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
-    keep.absolute().parent.mkdir(parents=True, exist_ok=True)
-    keys = {TEXTS: digest_of(named)}
-    write_imatrix(keep, activations, arch=expected.model.arch, force=True, keys=keys)
+    with _gathered(keep, full=full, run=run) as collected:
+        activations, reading = measure_activations(expected, named, windows, options, collected=collected)
+        if collected is not None and full:
+            collected.write(keep, activations, arch=expected.model.arch, texts=named, force=True)
+        else:
+            keep.absolute().parent.mkdir(parents=True, exist_ok=True)
+            keys = {TEXTS: digest_of(named)}
+            write_imatrix(keep, activations, arch=expected.model.arch, force=True, keys=keys)
     return _calibration(read_importance(keep), windows, reading)
+
+
+def _gathered(keep: Path, *, full: bool, run: Run) -> contextlib.AbstractContextManager[Collected | None]:
+    """Where the pass gathers, and is saved if what is measured is kept for a run that goes on."""
+    if run.work is not None:
+        return within(run.work, full=full)
+    return collecting(keep) if full else contextlib.nullcontext()
 
 
 def _calibration(importance: Importance, windows: tuple[Window, ...], reading: Reading | None) -> Calibration:

@@ -27,6 +27,7 @@ from .chooser import Chooser, Found, PlanOf
 from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
+from .kept_losses import probes_kept
 from .losses import Losses
 from .probing import Prober, probe_windows, refuse_silent
 from .reach import refuse_out_of_reach
@@ -150,7 +151,9 @@ def _prober(
     how = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
-    return Prober(expected, tensors, importance, *probe_windows(expected.model, windows), how)
+    return Prober(
+        expected, tensors, importance, *probe_windows(expected.model, windows), how, probes_kept(run)
+    )
 
 
 def _chosen_before(

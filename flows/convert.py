@@ -20,12 +20,14 @@ from ..converters.targets import (
     Target,
     choose_companion_targets,
     choose_targets,
+    learned_path,
     refuse_idle_keep_wo,
     with_auto,
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
+from ..core.files import refuse_existing
 from ..core.input_files import InputFile
 from ..core.leftovers import discard
 from ..core.model import Model
@@ -154,7 +156,13 @@ def to_gguf(
         observer=observer,
     )
     place = parse_object(output)
-    refuse_elsewhere(options, scheduler=scheduler is not None, stream=stream, store=place is not None)
+    refuse_elsewhere(
+        optimize=optimize,
+        calibrate=bool(calibrate),
+        scheduler=scheduler is not None,
+        stream=stream,
+        store=place is not None,
+    )
     if scheduler is not None:
         from .dask_executor import workers_of
 
@@ -262,6 +270,8 @@ def _choose_targets(
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     force = run.force or run.resume
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if options.calibrate and run.outlet is None:
+        refuse_existing(learned_path(targets, checkpoint, options), force=force)
     tell_converted(checkpoint, targets, options, run)
     if run.resume:
         refuse_unkept(targets, force=run.force)

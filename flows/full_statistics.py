@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..quant.importance import SPARED, Importance, read_importance, values_of
 from ..quant.optimize import PLAIN, Key, Optimization, Trial, refuse_unfit
 from ..quant.strengths import SAMPLE, STRENGTHS, WIDEST, optimization
 from ..reference.full_statistics import FullGathering
-from ..reference.saved_pass import Learned, SavedPass
+from ..reference.saved_pass import Learned, SavedPass, SparePass
 from ..reference.statistics import Squares
 from ..verify.cost import in_words, multiplying_speed
 from .kept_strengths import keeping_strengths, kept_strengths
@@ -42,7 +42,7 @@ from .results import Run
 
 @dataclass
 class Collected:
-    """What a pass gathers besides the activations, in files in ``folder``.
+    """What a pass gathers besides the activations, in files in ``folder``; nothing if it is not ``full``.
 
     ``sites`` and ``members`` are known when the pass is over. A pass that ``stays`` is saved in the folder
     behind each layer, and goes on from there.
@@ -50,37 +50,47 @@ class Collected:
 
     folder: Path
     stays: bool = False
+    full: bool = True
     sites: Sequence[SiteSums] = ()
     members: dict[Member, int] = field(default_factory=dict)
     gathering: FullGathering | None = None
 
-    def begin(self, windows: Sequence[Window]) -> FullGathering:
+    def begin(self, windows: Sequence[Window]) -> FullGathering | None:
         """What observes a pass over these windows."""
-        self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
+        if self.full:
+            self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
         return self.gathering
 
-    def saving(self, asked: Mapping[str, Any], squares: dict[str, Squares]) -> SavedPass | None:
+    def saving(
+        self, asked: Mapping[str, Any], squares: dict[str, Squares], told: Callable[[str], None]
+    ) -> SavedPass | None:
         """Where the pass that began is saved, if it is; ``squares`` get what an earlier one has learned.
 
-        ``asked`` says what it depends on: one that was ended goes on only if that is the same.
+        ``asked`` says what it depends on: one that was ended goes on only if that is the same. ``told`` is
+        told where one that is not full finds no room, and goes on unsaved.
         """
         gathering = self.gathering
-        if not self.stays or gathering is None:
+        if not self.stays:
             return None
 
         def learned() -> Learned:
-            content, arrays = gathering.learned()
+            content, arrays = ({}, {}) if gathering is None else gathering.learned()
             counts = {name: each.count for name, each in squares.items()}
             sums = {f"sums/{name}": each.sums for name, each in squares.items()}
             return {"full": content, "counts": counts}, {**arrays, **sums}
 
-        saved = SavedPass(self.folder, asked, learned)
+        saved = (
+            SavedPass(self.folder, asked, learned)
+            if self.full
+            else SparePass(self.folder, {**asked, "full": False}, told, learned)
+        )
         if saved.before is None:
             for path in self.folder.iterdir():
                 path.unlink()
             return saved
         content, arrays = saved.before
-        gathering.resume((content["full"], arrays))
+        if gathering is not None:
+            gathering.resume((content["full"], arrays))
         for name, count in content["counts"].items():
             squares[name] = Squares(arrays[f"sums/{name}"], int(count))
         return saved
@@ -94,7 +104,8 @@ class Collected:
 
     def end(self, places: Mapping[str, Sequence[Member]]) -> None:
         """The pass is over; ``places`` say which matrices a module's input flows into."""
-        assert self.gathering is not None
+        if self.gathering is None:
+            return
         self.sites, numbers = self.gathering.results()
         self.members = {member: site for name, site in numbers.items() for member in places[name]}
 
@@ -149,11 +160,11 @@ def resumable(path: Path, *, resume: bool) -> Iterator[Collected]:
 
 
 @contextlib.contextmanager
-def within(work: Path) -> Iterator[Collected]:
+def within(work: Path, *, full: bool) -> Iterator[Collected]:
     """A place to gather in, in the folder a conversion keeps its ``work`` in; gone when all is gathered."""
     folder = work / PASS
     folder.mkdir(exist_ok=True)
-    yield Collected(folder, stays=True)
+    yield Collected(folder, stays=True, full=full)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -110,7 +110,7 @@ def measure_activations(
     _refuse_little(sum(len(each.ids) for each in every))
     chosen = evenly(every, chunks)
     options.announce(_cost(expected, chosen, len(every)))
-    if collected is not None:
+    if collected is not None and collected.full:
         options.announce(collected.cost(expected.model, sum(window.tokens for window in chosen)))
     modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
@@ -129,7 +129,7 @@ def measure_activations(
     watch = Watch(chosen, frozenset(modules), observe, finished)
     saved = None
     if collected is not None and collected.stays:
-        saved = collected.saving(_asked(expected, [*windows, *chosen]), learned)
+        saved = collected.saving(_asked(expected, [*windows, *chosen]), learned, options.announce)
     if saved is not None and saved.layers:
         options.announce(f"resumed: the first {saved.layers} layers have been measured already")
     ended = saved is not None and saved.layers > 0

@@ -6,10 +6,10 @@ A line that was cut off, or is of other statistics or of another rule, says noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..core.kept_lines import append_line, read_lines
 from ..quant.full_statistics import FullStatistics
 from ..quant.optimize import METHOD, Key, Trial
 from ..quant.strengths import RULE
@@ -23,13 +23,8 @@ def kept_strengths(folder: Path | None, statistics: FullStatistics) -> dict[Key,
     if folder is None:
         return {}
     found: dict[Key, Trial] = {}
-    try:
-        lines = (folder / STRENGTHS).read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
-    for line in lines:
+    for said in read_lines(folder / STRENGTHS):
         try:
-            said = json.loads(line)
             if said["of"] != _of(statistics):
                 continue
             found |= {
@@ -50,8 +45,7 @@ def keeping_strengths(
         if folder is None or not trials:
             return
         rows = [[*key, trial.strength, trial.ratio] for key, trial in trials.items()]
-        with open(folder / STRENGTHS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"of": _of(statistics), "trials": rows}) + "\n")
+        append_line(folder / STRENGTHS, {"of": _of(statistics), "trials": rows})
 
     return keep
 

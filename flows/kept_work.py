@@ -1,8 +1,9 @@
 """What a command has measured so far, in a folder that stays where it is interrupted or killed.
 
 The folder, ``PATH.gathering``, lies beside the file that is to be made. A conversion keeps in it the pass
-through the layers (reference/saved_pass.py), how codes are chosen in each matrix, and the formats chosen;
-``--resume`` takes them up. It is gone once the file is there.
+through the layers (reference/saved_pass.py), what tensors and mixes of formats lose (kept_losses.py), how
+codes are chosen in each matrix, and the formats chosen; ``--resume`` takes them up. It is gone once the file
+is there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from ..converters.hashes import checkpoint_hashes
 from ..converters.journal import source_stamps
 from ..converters.kept_choices import CHOICES
 from ..converters.manifest import versions
-from ..converters.results import Options
-from ..converters.targets import Target
 from ..core import progress
 from ..core.checkpoint import Checkpoint
 from ..core.claims import claimed_folder
@@ -27,6 +26,7 @@ from ..core.errors import EnvironmentProblem
 from ..core.leftovers import GATHERED, GATHERING
 from ..core.system_files import synced
 from ..reference.saved_pass import MARK
+from .kept_losses import WORTH_KEEPING
 from .kept_strengths import STRENGTHS
 from .results import Run
 
@@ -66,11 +66,12 @@ def held_work(path: Path, *, resume: bool) -> Iterator[Path]:
 
 
 def work_of(
-    targets: Sequence[Target], checkpoint: Checkpoint, options: Options, run: Run
+    output: Path, checkpoint: Checkpoint, options: Mapping[str, Any], run: Run
 ) -> contextlib.AbstractContextManager[Path | None]:
-    """The folder a conversion of ``checkpoint`` to ``targets`` keeps its work in; None where it keeps none.
+    """The folder a conversion of ``checkpoint`` to ``output``, a file or a folder, keeps its work in.
 
-    What was kept for other options, of other weights or by other programs is discarded.
+    None where it keeps none. What was kept for other options, of other weights or by other programs is
+    discarded.
     """
     if checkpoint.stream is not None or run.outlet is not None or run.executor is not None:
         return contextlib.nullcontext()
@@ -79,11 +80,11 @@ def work_of(
         for stamp in source_stamps(checkpoint_hashes(checkpoint).sources)
     ]
     asked = {
-        "options": options.to_manifest(),
+        "options": options,
         "sources": stamps,
         "versions": versions(("torch", "transformers")),
     }
-    return _work_for(targets[0].path, json.loads(json.dumps(asked)), resume=run.resume)
+    return _work_for(output, json.loads(json.dumps(asked)), resume=run.resume)
 
 
 @contextlib.contextmanager
@@ -117,7 +118,8 @@ def _worth_keeping(folder: Path) -> Callable[[BaseException], bool]:
     def keep(error: BaseException) -> bool:
         if not isinstance(error, KeyboardInterrupt | EnvironmentProblem | OSError | MemoryError):
             return False  # the input was at fault, and would be again
-        there = any(any(folder.glob(name)) for name in (MARK, f"{PASS}/{MARK}", STRENGTHS, CHOICES))
+        names = (MARK, f"{PASS}/{MARK}", *WORTH_KEEPING, STRENGTHS, CHOICES)
+        there = any(any(folder.glob(name)) for name in names)
         if there:
             progress.on_remark(
                 f"what has been measured so far is kept in {folder}: the same command with --resume goes on "

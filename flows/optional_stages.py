@@ -34,7 +34,7 @@ def work_kept(
         return nullcontext()
     from .kept_work import work_of
 
-    return work_of(targets, checkpoint, options, run)
+    return work_of(targets[0].path, checkpoint, options.to_manifest(), run)
 
 
 def importance_named(options: Options) -> Importance | None:

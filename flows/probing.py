@@ -17,15 +17,19 @@ from dataclasses import dataclass, replace
 from ..converters.mapping import parameters
 from ..core.errors import InputError
 from ..core.model import Model
+from ..core.sizes import size_text
 from ..core.tensor import Tensor
 from ..core.windows import Window, evenly
 from ..quant.choice_groups import BANDS, Group, groups_of, outstanding
 from ..quant.choice_losses import Errors, as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
+from ..quant.parts import EMBEDDING
+from ..reference.kept_probes import KeptProbes
 from ..reference.probes import Change, Divergence, Probing
 from ..verify.cost import arithmetic_of_probes, estimated_mixes, in_words, multiplying_speed
 from ..verify.inputs import Expected, VerifyOptions
+from .kept_losses import keep_errors, kept_errors, key_of
 from .losses import Formats, Groups, Losses
 
 PROBE = FORMATS["q3_K"]
@@ -62,7 +66,7 @@ def effort_for(model: Model) -> Effort:
 class Prober:
     """Probes a model on ``windows`` of the calibration text; ``tensors`` are those to be chosen for.
 
-    What is chosen is measured on the windows ``held_out``.
+    What is chosen is measured on the windows ``held_out``. What has been found out so far is ``kept``.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class Prober:
         windows: Sequence[Window],
         held_out: Sequence[Window],
         options: VerifyOptions,
+        kept: KeptProbes | None = None,
     ) -> None:
         self._expected, self._tensors, self._importance = expected, tensors, importance
+        self._kept = kept
         self._windows, self._held_out, self._options = tuple(windows), tuple(held_out), options
         self._by_name = {tensor.name: tensor for tensor in tensors}
         plain = {tensor.name: tensor for tensor in expected.model.tensors}
@@ -88,7 +94,7 @@ class Prober:
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
         bands = effort_for(self._expected.model).bands
         plain = groups_of(self._by_name, bands).values()
-        self._options.announce(self._cost([self._change(probes, names) for names in plain], mixes))
+        self._options.announce(self._cost([self._change(_those(probes, names)) for names in plain], mixes))
         errors = self._errors(menus, probes)
         apart = outstanding({name: each.power for name, each in errors.items()})
         groups = Groups(groups_of(self._by_name, bands, apart), menus, errors)
@@ -106,8 +112,8 @@ class Prober:
                 wanted += [
                     (group, {name: format}) for format in self._more(menus[name]) if format != probes[name]
                 ]
-        changes = [self._change(formats, groups.names[group]) for group, formats in wanted]
-        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        mixes_of = [_those(formats, groups.names[group]) for group, formats in wanted]
+        found = self._divergences(mixes_of, self._windows)
         for (group, formats), divergence in zip(wanted, found, strict=True):
             groups.learn(group, formats, divergence.mean)
         return groups.losses(measured)
@@ -117,9 +123,6 @@ class Prober:
         if effort_for(self._expected.model).bands > BANDS:
             return menu
         return tuple(dict.fromkeys((menu[len(menu) // 2], menu[-1])))
-
-    def _change(self, formats: Formats, names: Sequence[str]) -> Change:
-        return {name: self._stored(name, formats[name]) for name in names}
 
     def having(self, importance: Importance) -> Prober:
         """The same with other importance data, or with codes that are chosen by them."""
@@ -131,30 +134,53 @@ class Prober:
         """What the model loses on held-out text where all tensors have the formats of each of ``choices``,
         with what llama.cpp's rounding of inputs adds.
         """
-        changes = [
-            {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
-        ]
-        inputs = [{name: format.name for name, format in formats.items()} for formats in choices]
-        return self._probing.divergences(changes, self._held_out, self._options.progress, inputs)
+        return self._divergences(choices, self._held_out, rounding=True)
 
-    def _stored(self, name: str, format: Format) -> Tensor:
-        return as_stored(self._by_name[name], format, self._importance)
+    def _divergences(
+        self, mixes: Sequence[Formats], windows: Sequence[Window], *, rounding: bool = False
+    ) -> list[Divergence]:
+        """What the model loses on ``windows`` where the tensors of a mix have its formats.
+
+        With ``rounding`` their inputs are rounded as llama.cpp rounds them, too.
+        """
+        keys = [key_of(formats, self._importance, windows, rounding=rounding) for formats in mixes]
+        known = 0 if self._kept is None else sum(self._kept.divergence(key) is not None for key in keys)
+        if known:
+            count = len(keys)
+            self._options.announce(f"resumed: {known} of {count} mixes of formats have been probed already")
+        changes = [self._change(formats) for formats in mixes]
+        inputs = [{name: format.name for name, format in formats.items()} for formats in mixes]
+        return self._probing.divergences(
+            changes, windows, self._options.progress, self._kept, keys, inputs if rounding else ()
+        )
+
+    def _change(self, formats: Formats) -> dict[str, Tensor]:
+        return {
+            name: as_stored(self._by_name[name], format, self._importance) for name, format in formats.items()
+        }
 
     def _errors(self, menus: Mapping[str, Sequence[Format]], probes: Formats) -> dict[str, Errors]:
         """Relative errors by tensor and format; encoding lets go of the interpreter, so in threads."""
-        done, progress = 0, self._options.progress
+        wanted = {
+            tensor.name: tuple(dict.fromkeys([*menus[tensor.name], probes[tensor.name]]))
+            for tensor in self._tensors
+        }
+        known = kept_errors(self._kept, self._importance)
+        found = {name: each for name, each in known.items() if wanted.get(name) == tuple(each.of)}
+        if found:
+            count = len(found)
+            self._options.announce(f"resumed: the errors of {count} tensors are known already")
+        left = [tensor for tensor in self._tensors if tensor.name not in found]
 
         def errors(tensor: Tensor) -> Errors:
-            formats = dict.fromkeys([*menus[tensor.name], probes[tensor.name]])
-            return relative_errors(tensor, tuple(formats), self._importance)
+            return relative_errors(tensor, wanted[tensor.name], self._importance)
 
-        found = {}
         with ThreadPoolExecutor(self._options.threads, thread_name_prefix="kconv-errors") as pool:
             try:
-                for tensor, each in zip(self._tensors, pool.map(errors, self._tensors), strict=True):
+                for tensor, each in zip(left, pool.map(errors, left), strict=True):
                     found[tensor.name] = each
-                    done += 1
-                    progress("errors", done, len(self._tensors))
+                    keep_errors(self._kept, self._importance, tensor.name, each)
+                    self._options.progress("errors", len(found), len(self._tensors))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -166,7 +192,16 @@ class Prober:
         held_out, probes = sum(window.tokens for window in self._held_out), len(changes)
         seconds = arithmetic_of_probes(model, tokens, passes, probes) / multiplying_speed()
         about = in_words(seconds + estimated_mixes(model, held_out, mixes))
-        return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
+        room = ""
+        if self._kept is not None:
+            hidden = next(t.shape[-1] for t in model.tensors if t.name == EMBEDDING)
+            size = size_text(2 * 4 * (1 + probes) * tokens * hidden)  # of the layer behind and of the next
+            room = f"; meanwhile up to {size} lie beside the file, for --resume"
+        return f"types: {probes} probes of {tokens:,} tokens each, about {about}{room}"
+
+
+def _those(formats: Formats, names: Sequence[str]) -> Formats:
+    return {name: formats[name] for name in names}
 
 
 def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:

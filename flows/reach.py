@@ -18,6 +18,7 @@ from ..quant.formats import F16, FORMATS, Format
 from ..quant.importance import Importance
 from ..verify.inputs import Expected, VerifyOptions, text_windows
 from .chooser import out_of_reach
+from .kept_losses import probes_kept
 from .probing import Prober
 from .results import Run
 
@@ -52,7 +53,9 @@ def refuse_out_of_reach(
     how = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
-    prober = Prober(expected, tensors, importance if calibrated else None, windows, windows, how)
+    prober = Prober(
+        expected, tensors, importance if calibrated else None, windows, windows, how, probes_kept(run)
+    )
     (lost,) = prober.together([finest])
     count = len(lost.positions)
     error = lost.positions.std(ddof=1) / math.sqrt(count) if count > 1 else math.inf

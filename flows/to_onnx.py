@@ -22,12 +22,13 @@ from ..converters.onnx.options import OnnxOptions, flavour_for, parse_activation
 from ..converters.onnx.page import DTYPES, with_page
 from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
-from ..converters.targets import checkpoint_name
+from ..converters.targets import checkpoint_name, statistics_beside
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.elsewhere import Elsewhere
 from ..core.errors import EnvironmentProblem, UsageError
+from ..core.files import refuse_existing
 from ..core.folders import refuse_filled
 from ..core.input_files import InputFile
 from ..core.kept import kept_for
@@ -45,12 +46,12 @@ from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
 from ..vocab.tokenizer import Source
-from .arrivals import announce_traffic, arrived, leaving_nothing
+from .arrivals import announce_traffic, arrived, leaving_nothing, until_the_end
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
 from .folder_card import Card, maker_of, with_card
 from .observer import UNOBSERVED, Observer
-from .onnx_codes import codes_of, read_statistics, statistics_of
+from .onnx_codes import chosen_by, codes_of, read_statistics, statistics_learned, work_kept
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -84,6 +85,7 @@ def to_onnx(
     observer: Observer = UNOBSERVED,
     stream: bool = False,
     imatrix: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
     optimize: bool = False,
     card: Card = True,
 ) -> OnnxConversion:
@@ -100,7 +102,8 @@ def to_onnx(
     q4_0 (auto is f16 then).
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
     and ``stream`` are as of ``to_gguf``. With ``optimize`` the codes of q4_0 and q8_0 are chosen by the full
-    statistics in the file ``imatrix``: the blocks are those of such a GGUF. ``card`` makes the README.md of
+    statistics in the file ``imatrix``, or learned first from the texts ``calibrate`` and left beside the
+    folder: the blocks are those of such a GGUF. ``card`` makes the README.md of
     the finished folder, which becomes one of its files: True as ``kconv card`` does, False none. Raises
     KconvError of all kinds; a failed proof raises nothing.
     """
@@ -115,9 +118,9 @@ def to_onnx(
         flavour_for(wanted[1], flavour),
         parse_activations(activations),
     )
-    if imatrix is not None or optimize:
-        options = replace(options, statistics=statistics_of(imatrix, optimize=optimize))
-    importance = read_statistics(options.statistics, options.type)
+    if imatrix is not None or calibrate or optimize:
+        options = replace(options, **chosen_by(imatrix, calibrate, optimize=optimize))
+    importance = read_statistics(options, stream=stream)
     _check_surroundings(options, proven=scope != "off")
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     run = replace(run, observer=observer)
@@ -128,6 +131,7 @@ def to_onnx(
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), scope=scope, run=run)
     planned = plan(options.type)
+    run = replace(run, work=until_the_end(work_kept(planned.folder, checkpoint, options, run)))
     observer.opened(checkpoint.folder, model.arch, parameters(model))
     observer.noted(model.notes)
     progress("tokenizer", 0, 0)
@@ -144,6 +148,11 @@ def to_onnx(
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             observer.noted(model.notes)
             files = beside(planned)
+    if options.calibrate:
+        reader = expected or expected_of_folder(checkpoint, family, model, tokenizer)
+        importance, learned = statistics_learned(reader, planned.folder, options, scope, run)
+        known = {**known, **learned}
+        del reader
     codes = codes_of(importance, model, family, checkpoint, planned.chosen.formats, run)
     if codes is not None:
         model, planned = replace(model, notes=(*model.notes, codes.note)), replace(planned, codes=codes)
@@ -204,6 +213,8 @@ def _plan(
     if run.resume and not run.force and not kept_for([folder.resolve()]):
         wanted = of_checkpoint(checkpoint, options.to_manifest(), scope, packages=("onnx",))
         tell_made([Made(folder, chosen.type, ())], wanted)
+    if options.calibrate:
+        refuse_existing(statistics_beside(folder.resolve(), checkpoint), force=run.force or run.resume)
     if not run.resume or not kept_for([folder.resolve()]):
         refuse_filled(folder.resolve(), mark=MANIFEST, force=run.force)
     graphs = graphs_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from .stand_ins import stood_in
 
 if TYPE_CHECKING:
     import torch
+
+    from .saved_pass import SavedPass
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,55 @@ class SideBySide(Layered):
         trial: Forward,
         branches: Sequence[Branch],
         step: Callable[[], None],
+        saved: SavedPass | None = None,
     ) -> Iterator[list[Any]]:
         """What all ``forwards`` return, first on the plain way, then on each of ``branches`` in their order.
 
         ``trial`` is a forward of few tokens. ``step`` is called whenever all batches have gone through a
-        layer on one way. Raises BetweenLayers.
+        layer on one way. Layers that are ``saved`` are not computed again on any. Raises BetweenLayers.
         """
         with self._walk() as walk, self._streamed.quiet():
             plain = [Batch(forward, stood_in) for forward in forwards]
             ways: dict[int, list[Batch]] = {}
             tried = Batch(trial, lambda output: output)
+            done, counter = 0 if saved is None else saved.layers, itertools.count()
+            self._streamed.skip(list(itertools.chain(*self._stacks))[:done])
             for number, stack in enumerate(self._stacks):
                 for place, layer in enumerate(stack):
+                    at, ends = next(counter), place == len(stack) - 1
                     with self._streamed.held():
                         if not place:
                             walk.try_out(tried, number)
-                            for batch in itertools.chain(plain, *ways.values()):
+                            for batch in _every(plain, ways):
                                 walk.note_calls(batch, number)
                         begun = [index for index, each in enumerate(branches) if each.begins is layer]
                         ways |= {index: [batch.parted() for batch in plain] for index in begun}
+                        if saved is not None and at < done:
+                            if ends or at == done - 1:
+                                _put(walk, _every(plain, ways), saved, at)
+                            for _ in range(1 + len(ways)):
+                                step()
+                            continue
                         _advance(walk, plain, layer, place, step)
                         for index, batches in ways.items():
                             with branches[index].along(layer):
                                 _advance(walk, batches, layer, place, step)
+                    if saved is not None:
+                        saved.keep(at, [batch.state for batch in _every(plain, ways)], ends=ends)
             with self._streamed.held():
                 for batches in (plain, *(ways[index] for index in range(len(branches)))):
                     yield [walk.forward(batch, len(self._stacks), {}) for batch in batches]
+
+
+def _every(plain: Sequence[Batch], ways: Mapping[int, Sequence[Batch]]) -> list[Batch]:
+    """The batches of all ways, in the order in which these begin."""
+    return [*plain, *itertools.chain(*ways.values())]
+
+
+def _put(walk: Walk, batches: Sequence[Batch], saved: SavedPass, layer: int) -> None:
+    """Let all batches stand behind a layer that another run has finished."""
+    for index, batch in enumerate(batches):
+        walk.put(batch, saved.load(layer, index))
 
 
 def _advance(

@@ -252,7 +252,10 @@ class Walk:
 
     def put(self, batch: Batch, states: Mapping[int, torch.Tensor]) -> None:
         """Let a batch stand behind a layer that gave these ``states``."""
-        batch.state = {place: self._states.keep(tensor) for place, tensor in states.items()}
+        batch.state = {
+            place: self._keep_one_of_equals(tensor) if place else self._states.keep(tensor)
+            for place, tensor in states.items()
+        }
 
     def forward(self, batch: Batch, number: int, answers: Mapping[torch.nn.Module, Forward]) -> Any:
         """Run the model, its layers up to that stack standing in, those after it answering as given."""

@@ -9,9 +9,9 @@ outside the layers (embeddings) take a pass of their own, one of the output matr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,33 +29,29 @@ from ..quant.choice_losses import as_floats
 from ..quant.parts import EMBEDDING, HEAD
 from .branches import Branch, SideBySide
 from .by_layer import BetweenLayers
+from .divergences import Compared, Divergence
 from .empty_model import computing
 from .encoder_decoder import layer_stacks
 from .model import Reference
 from .reading import OutputMatrix
 from .rounded_inputs import rounded_for, rounding_inputs
-from .states import Kept, States, kept_states
+from .states import kept_states
 from .streamed_experts import OneByOne
 from .weight_reader import RowRange
 
 if TYPE_CHECKING:
     import torch
 
+    from .kept_probes import KeptProbes
+    from .saved_pass import SavedPass
+
 Floats = npt.NDArray[np.float32]
 Change = Mapping[str, Tensor]
 """Tensors of the file by name, with the weights they are to have."""
 
-_LOGITS = 64 << 20  # bytes of logits worked on at once
 _KEPT = 256 << 20  # bytes of the plain model's in memory, the rest in a file
 
-
-@dataclass(frozen=True)
-class Divergence:
-    """Mean KL divergence in nats over all ``positions`` of the windows that count, and its standard error."""
-
-    mean: float
-    error: float
-    positions: npt.NDArray[np.float64] = field(repr=False, compare=False)
+__all__ = ["Branching", "Change", "Divergence", "Probing"]
 
 
 class Probing:
@@ -97,6 +93,8 @@ class Probing:
         changes: Sequence[Change],
         windows: Sequence[Window],
         progress: Progress = silent,
+        kept: KeptProbes | None = None,
+        keys: Sequence[str] = (),
         inputs: Sequence[Mapping[str, str]] = (),
     ) -> list[Divergence]:
         """What each of ``changes`` alone costs, on ``windows``.
@@ -104,8 +102,8 @@ class Probing:
         ``inputs`` say for each by the formats of its tensors how their inputs are rounded, too, as llama.cpp
         rounds them on a CPU; that of changes outside the layers, and not of experts.
 
-        Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the
-        checkpoint raises.
+        Tells ``progress("probes", done, total)`` in layers and comparisons. What is ``kept``, under one of
+        ``keys`` for each change, is not measured again. Raises what reading the checkpoint raises.
         """
         counter, total = itertools.count(1), self.steps(changes) + len(changes)
 
@@ -113,30 +111,64 @@ class Probing:
             progress("probes", min(next(counter), total), total)
 
         progress("probes", 0, total)
-        found: dict[int, Divergence] = {}
-        within = [
-            index
-            for index, change in enumerate(changes)
-            if self._plain.begins(self._names(change)) is not None
-        ]
-        assert self._plain.output is not None, "an encoder has no logits"
-        with kept_states(_KEPT) as states:
-            ways = self._plain.branched(windows, [self._parameters(changes[index]) for index in within], step)
-            with contextlib.closing(ways):
-                hidden = next(ways)
-                compared = _Compared(self._plain.output, hidden, windows, states, self._threads)
-                for index in within:
-                    found[index] = compared.with_other(next(ways), self._plain.output)
-                    step()
-            for index, change in enumerate(changes):
-                if index not in found:
-                    rounding = inputs[index] if inputs else {}
-                    other, entering = self._changed(change, windows, hidden, step, rounding)
-                    found[index] = compared.with_other(entering, other)
-                    step()
-        self._plain.reader.forget()
+        known = [] if kept is None else [kept.divergence(key) for key in keys]
+        found = {index: each for index, each in enumerate(known) if each is not None}
+
+        def done(index: int, divergence: Divergence) -> None:
+            found[index] = divergence
+            if kept is not None:
+                kept.keep(keys[index], divergence)
+            step()
+
+        if len(found) < len(changes):
+            self._measure(changes, windows, found, done, step, kept, keys, inputs or [{}] * len(changes))
         progress("probes", total, total)
         return [found[index] for index in range(len(changes))]
+
+    def _measure(
+        self,
+        changes: Sequence[Change],
+        windows: Sequence[Window],
+        found: Mapping[int, Divergence],
+        done: Callable[[int, Divergence], None],
+        step: Callable[[], None],
+        kept: KeptProbes | None,
+        keys: Sequence[str],
+        inputs: Sequence[Mapping[str, str]],
+    ) -> None:
+        """Measure what is not ``found``: those within the layers side by side, then the others."""
+        within = [n for n, each in enumerate(changes) if self._plain.begins(self._names(each)) is not None]
+        output = self._plain.output
+        assert output is not None, "an encoder has no logits"
+        passing = self._passing(kept, windows, [keys[index] for index in within] if keys else [])
+        with kept_states(_KEPT) as states, passing as saved:
+            left = [index for index in within if index not in found]
+            if len(left) < len(within) and not (saved and saved.layers):
+                within, saved = left, None  # what was found by it was kept, the pass was not
+            altered = [self._parameters(changes[index]) for index in within]
+            ways = self._plain.branched(windows, altered, step, saved)
+            with contextlib.closing(ways):
+                hidden = next(ways)
+                compared = Compared(output, hidden, windows, states)
+                for index in within:
+                    entering = next(ways)
+                    if index not in found:
+                        done(index, compared.with_other(entering, output))
+            for index, change in enumerate(changes):
+                if index not in found:
+                    with self._passing(kept, windows, keys[index : index + 1]) as saved:
+                        other, entering = self._changed(change, windows, hidden, step, saved, inputs[index])
+                        done(index, compared.with_other(entering, other))
+        self._plain.reader.forget()
+
+    def _passing(
+        self, kept: KeptProbes | None, windows: Sequence[Window], keys: Sequence[str]
+    ) -> contextlib.AbstractContextManager[SavedPass | None]:
+        """Where a pass of these windows with changes of these keys is saved."""
+        if kept is None:
+            return contextlib.nullcontext()
+        said = [*keys, *((window.ids, window.source) for window in windows)]
+        return kept.passing(hashlib.sha256(repr(said).encode()).hexdigest())
 
     def _takes_a_pass(self, change: Change) -> bool:
         return set(change) != {HEAD} and self._plain.begins(self._names(change)) is None
@@ -147,6 +179,7 @@ class Probing:
         windows: Sequence[Window],
         hidden: list[Floats],
         step: Callable[[], None],
+        saved: SavedPass | None,
         formats: Mapping[str, str],
     ) -> tuple[OutputMatrix, list[Floats]]:
         """The output matrix with a change outside the layers, and what enters it."""
@@ -156,7 +189,8 @@ class Probing:
         if set(change) == {HEAD}:
             return other.output, hidden
         of_modules = {module: format for name, format in formats.items() for module in self._modules[name]}
-        with other.rounding(of_modules), contextlib.closing(other.branched(windows, [], step)) as ways:
+        ways = other.branched(windows, [], step, saved)
+        with other.rounding(of_modules), contextlib.closing(ways):
             entering = next(ways)
         head = formats.get(HEAD) or formats.get(EMBEDDING, "")
         return other.output, [rounded_for(head, values) for values in entering]
@@ -210,11 +244,16 @@ class Branching(Reference):
         return [f"{name}.{key}" for name, module in self._within(names) for key in _own(module)]
 
     def branched(
-        self, windows: Sequence[Window], changes: Sequence[Mapping[str, Tensor]], step: Callable[[], None]
+        self,
+        windows: Sequence[Window],
+        changes: Sequence[Mapping[str, Tensor]],
+        step: Callable[[], None],
+        saved: SavedPass | None = None,
     ) -> Generator[list[Floats], None, None]:
         """What enters the output matrix for each window, first as the model is, then under each change.
 
         ``changes`` are parameters of modules within the layers. ``step`` is called once a layer and way.
+        Layers that are ``saved`` are not computed again.
         """
         self._check_tokens(windows)
         batches = self._batches(windows)
@@ -227,7 +266,7 @@ class Branching(Reference):
             branches.append(Branch(every[at], partial(self._with_weights, change)))
         walk = SideBySide(self._model, layer_stacks(self._model, self._layers), self._modules)
         with computing(self._threads), _one_by_one(), self._refused():
-            for found in walk.read(forwards, self._few_tokens, branches, step):
+            for found in walk.read(forwards, self._few_tokens, branches, step, saved):
                 hidden: list[Floats] = [np.empty(0, np.float32)] * len(windows)
                 for batch, entering in zip(batches, found, strict=True):
                     for index, values in zip(batch, entering, strict=True):
@@ -279,41 +318,3 @@ def _own(module: Any) -> list[str]:
     """The names of a module's own weights, experts that are read one by one among them."""
     stacks = [key for key, value in module.__dict__.items() if isinstance(value, OneByOne)]
     return [*(key for key, value in module._parameters.items() if value is not None), *stacks]
-
-
-class _Compared:
-    """The plain model's predictions at all positions that count, and how far others are from them."""
-
-    def __init__(
-        self,
-        output: OutputMatrix,
-        hidden: Sequence[Floats],
-        windows: Sequence[Window],
-        states: States,
-        threads: int | None,
-    ) -> None:
-        self._scored = [window.scored for window in windows]
-        self._step = max(1, _LOGITS // (4 * output.rows))
-        self._logs: list[Kept] = [states.keep(logs) for logs in self._log_chances(output, hidden)]
-
-    def with_other(self, hidden: Sequence[Floats], output: OutputMatrix) -> Divergence:
-        """How far what this gives is from the plain model's predictions."""
-        found = [
-            (plain.exp() * (plain - other)).sum(-1).double().numpy()
-            for plain, other in zip(
-                (kept.get() for kept in self._logs), self._log_chances(output, hidden), strict=True
-            )
-        ]
-        values = np.concatenate(found)
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-        return Divergence(max(float(values.mean()), 0.0), error, values)
-
-    def _log_chances(self, output: OutputMatrix, hidden: Sequence[Floats]) -> Iterator[torch.Tensor]:
-        """Logarithms of the probabilities, ``(positions, vocabulary)``, some positions at a time."""
-        import torch
-
-        pairs = zip(hidden, self._scored, strict=True)
-        entering = np.concatenate([values[scored.start : scored.stop] for values, scored in pairs])
-        for start in range(0, len(entering), self._step):
-            logits = output.multiply(torch.from_numpy(entering[start : start + self._step]))
-            yield torch.from_numpy(logits).log_softmax(-1)

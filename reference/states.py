@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """A tensor that waits; its room is given back when nobody holds this any more."""
+    """A tensor of so many ``bytes`` that waits; its room is given back when nobody holds this any more."""
 
-    def __init__(self, get: Callable[[], torch.Tensor]) -> None:
-        self._get = get
+    def __init__(self, get: Callable[[], torch.Tensor], bytes: int) -> None:
+        self._get, self.bytes = get, bytes
 
     def get(self) -> torch.Tensor:
         """The tensor: the very one, or a copy of the same bits if it was in a file."""
@@ -43,12 +43,12 @@ class States:
         """Keep a tensor nobody will change. Raises EnvironmentProblem where there is no room for a file."""
         size = tensor.untyped_storage().nbytes()
         if size <= self._left:
-            kept = Kept(lambda: tensor)
+            kept = Kept(lambda: tensor, tensor.nbytes)
             self._left -= size
             weakref.finalize(kept, self._give_back, size)
         else:
             path = self._folder() / str(next(self._numbers))
-            kept = Kept(_written(tensor, path).read)
+            kept = Kept(_written(tensor, path).read, tensor.nbytes)
             weakref.finalize(kept, path.unlink, missing_ok=True)
         return kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
@@ -13,9 +14,10 @@ from .folder import Layout
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What the caller asked for; ``statistics`` is a file that codes are chosen by."""
+    """What the caller asked for; codes are chosen by the file ``statistics`` or by those of texts."""
 
     statistics: str | None = field(default=None, kw_only=True)
+    calibrate: tuple[str, ...] = field(default=(), kw_only=True)
     type: str
     layout: Layout
     accuracy_level: int
@@ -28,7 +30,11 @@ class OnnxOptions:
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; a flavour is new to manifests, and that without one is the standard."""
         flavour = {} if self.flavour == STANDARD else {"flavour": self.flavour.name}
-        chosen = {} if self.statistics is None else {"imatrix": self.statistics, "optimize": True}
+        chosen: dict[str, Any] = (
+            {} if self.statistics is None else {"imatrix": self.statistics, "optimize": True}
+        )
+        if self.calibrate:
+            chosen = {"calibrate": [Path(path).name for path in self.calibrate], "optimize": True}
         return {
             **chosen,
             "type": self.type,
