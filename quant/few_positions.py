@@ -29,8 +29,8 @@ def multiply(vectors: Floats, matrix: Floats, out: Floats, *, set: str | None = 
     """Write ``matrix`` ``(rows, columns)`` times ``vectors`` ``(columns, width)`` to ``out``.
 
     ``out`` is ``(rows, width)``. All are contiguous, and width is a multiple of ``WIDTH``. Other threads run
-    meanwhile. ``set`` is an instruction set that runs here, by default the one chosen. False if it has no such
-    kernel, and nothing was done.
+    meanwhile. ``set`` is an instruction set that runs here, by default the one chosen. False if it has no
+    such kernel, and nothing was done.
     """
     library = native.built()
     if library is None:
