@@ -161,7 +161,7 @@ def altered(
 
 
 def test_kernels_of_another_version_are_not_used(own_copy: Path, tmp_path: Path) -> None:
-    copy = altered(own_copy, tmp_path, "return 3; }", "return 0; }", "module.c")
+    copy = altered(own_copy, tmp_path, "return 4; }", "return 0; }", "module.c")
     shown = models(path=copy)
     assert shown["name"] == "libggml"
     assert "not for this system and version" in shown["why"]
