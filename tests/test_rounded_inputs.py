@@ -37,7 +37,7 @@ def test_what_a_choice_loses_is_what_llama_cpp_loses(format: str, tmp_path: Path
     prober = Prober(expected, tensors, None, windows, windows, VerifyOptions(threads=2))
     mix = {tensor.name: FORMATS[format] for tensor in tensors}
     (found,) = prober.together([mix])
-    weights = [{name: prober._stored(name, each) for name, each in mix.items()}]
+    weights = [prober._change(mix)]
     (without,) = prober._probing.divergences(weights, windows)
     to_gguf(folder, tmp_path / "m.gguf", types=(f"{format}:pure",), verify="off", threads=2)
     reference = Reference(checkpoint, family, threads=2)
