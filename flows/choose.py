@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from shutil import disk_usage
 
 from ..converters.kept_choices import keep_choices, kept_choices
 from ..converters.results import Options, Output
@@ -28,13 +29,13 @@ from .full_statistics import digest_of, with_codes
 from .held_out import MIXES, OF_A_CHOICE, HeldOut, held_against_recipes, recipes_of
 from .importance import named_texts
 from .kept_losses import probes_kept
+from .kept_work import CODES
 from .losses import Losses
 from .probing import Prober, probe_windows, refuse_silent
 from .reach import refuse_out_of_reach
 from .results import Run
 from .resume import journal_of
 
-_CODES = "codes"  # the folder in that of a conversion's work
 _EVENED = 0.5  # of the differences between layers (in logarithms) that a more careful choice leaves out
 
 
@@ -88,7 +89,8 @@ def with_choices(
         recipes = recipes_of(model, tensors, wished[0].policy, importance)
         found = held_against_recipes(HeldOut(prober), chooser, evened, wished, recipes, run)
         if options.optimize and importance is not None:
-            importance = _keeping_codes(importance, run)
+            sizes = [chooser.size(target, each.formats) for target, each in zip(wished, found, strict=True)]
+            importance = _keeping_codes(importance, sum(sizes), run)
             wanted = [(tensor, [each.formats[tensor.name] for each in found]) for tensor in tensors]
             importance = with_codes(importance, model, [w for w in wanted if w[0].name not in SPARED], run)
             lost = prober.having(importance).together([each.formats for each in found])
@@ -104,11 +106,13 @@ def with_choices(
     return [made.get(target.path, target) for target in targets], importance
 
 
-def _keeping_codes(importance: Importance, run: Run) -> Importance:
-    """The same: the codes that what is chosen is measured with are those that are written."""
-    if run.work is None or importance.optimization is None:
+def _keeping_codes(importance: Importance, size: int, run: Run) -> Importance:
+    """The same: the codes that what is chosen is measured with are those that are written, where there is
+    room for those ``size`` bytes twice.
+    """
+    if run.work is None or importance.optimization is None or disk_usage(run.work).free < 2 * size:
         return importance
-    kept = until_the_end(contextlib.closing(KeptCodes(run.work / _CODES)))
+    kept = until_the_end(contextlib.closing(KeptCodes(run.work / CODES)))
     return replace(importance, optimization=replace(importance.optimization, kept=kept))
 
 

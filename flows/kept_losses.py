@@ -42,7 +42,7 @@ def kept_errors(kept: KeptProbes | None, importance: Importance | None) -> dict[
             if said["of"] == _identity(importance):
                 of = {FORMATS[name]: float(error) for name, error in said["errors"].items()}
                 found[str(said["tensor"])] = Errors(of, float(said["power"]))
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return found
 

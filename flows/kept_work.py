@@ -33,6 +33,9 @@ from .results import Run
 PASS = "statistics"
 """The folder in that of a conversion which has what a pass gathers."""
 
+CODES = "codes"
+"""The folder in it for codes that are chosen; of a run that was killed nobody knows how far they came."""
+
 _ASKED = GATHERED[0]
 
 
@@ -95,6 +98,7 @@ def _work_for(path: Path, asked: Mapping[str, Any], *, resume: bool) -> Iterator
             emptied(folder)
             mark.write_text(json.dumps(asked), encoding="utf-8")
             synced(mark)
+        shutil.rmtree(folder / CODES, ignore_errors=True)
         yield folder
 
 

@@ -27,6 +27,7 @@ from ..quant.importance import Importance
 from ..quant.parts import EMBEDDING
 from ..reference.kept_probes import KeptProbes
 from ..reference.probes import Change, Divergence, Probing
+from ..reference.saved_pass import SparePass
 from ..verify.cost import arithmetic_of_probes, estimated_mixes, in_words, multiplying_speed
 from ..verify.inputs import Expected, VerifyOptions
 from .kept_losses import keep_errors, kept_errors, key_of
@@ -195,8 +196,9 @@ class Prober:
         room = ""
         if self._kept is not None:
             hidden = next(t.shape[-1] for t in model.tensors if t.name == EMBEDDING)
-            size = size_text(2 * 4 * (1 + probes) * tokens * hidden)  # of the layer behind and of the next
-            room = f"; meanwhile up to {size} lie beside the file, for --resume"
+            behind = min(4 * (1 + probes) * tokens * hidden, SparePass.MOST)
+            size = size_text(2 * behind)  # what left the last layer, and what leaves the next
+            room = f"; meanwhile about {size} lie beside the file, for --resume"
         return f"types: {probes} probes of {tokens:,} tokens each, about {about}{room}"
 
 

@@ -1,14 +1,16 @@
 """Codes that have been chosen once, in files: a choice of formats is measured with them before it is written.
 
 Choosing codes is most of the work of a conversion with --optimize, so it is done once. The files take as much
-room as what is going to be written; where that is not to be had, codes are chosen again.
+room as what is going to be written; where there is not that much to spare, codes are chosen again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +26,12 @@ Key = tuple[str, str, float]
 
 @dataclass
 class _File:
-    """Where the rows of a tensor lie, one after the other, and which of them are there."""
+    """Where the rows of a tensor lie, one after the other, and which of them are there.
 
-    handle: int
+    It is opened for each slab: a model has more matrices than a process may have files open.
+    """
+
+    path: Path
     there: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def has(self, start: int, stop: int) -> bool:
@@ -62,7 +67,9 @@ class KeptCodes:
         found = np.empty_like(data)
         with contextlib.suppress(OSError):
             place = start * (data.nbytes // rows)
-            if system_files.read_at(file.handle, found.data, place) == data.nbytes:
+            with _opened(file.path) as handle:
+                count = system_files.read_at(handle, found.data, place)
+            if count == data.nbytes:
                 data[:] = found
                 return True
         return False
@@ -74,9 +81,10 @@ class KeptCodes:
         try:
             with self._lock:
                 file = self._files.get(key) or self._begun(key)
-            system_files.write_at(file.handle, data.data, start * (data.nbytes // rows))
-        except OSError:  # no room: they are chosen again
-            self._keeps = False
+            with _opened(file.path) as handle:
+                system_files.write_at(handle, data.data, start * (data.nbytes // rows))
+        except OSError:  # no room: all is chosen again, and whoever needs the room has it
+            self.close()
             return
         with self._lock:
             file.mark(start, start + rows)
@@ -84,21 +92,25 @@ class KeptCodes:
     def _begun(self, key: Key) -> _File:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-        file = self._files[key] = _File(system_files.open_to_write(self._folder / name, make=True))
+        file = self._files[key] = _File(self._folder / name)
         return file
 
     def close(self) -> None:
         """Remove what is kept."""
         with self._lock:
             self._keeps = False
-            for file in self._files.values():
-                system_files.release(file.handle)
             self._files.clear()
         self._emptied()
 
     def _emptied(self) -> None:
         """Nothing of it is left, nor of a run that was killed."""
-        for path in self._folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = system_files.open_to_write(path, make=True)
+    try:
+        yield handle
+    finally:
+        system_files.release(handle)

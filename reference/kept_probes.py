@@ -31,7 +31,7 @@ class KeptProbes:
         self._folder, self._told, self._full = folder, told, False
         self._found: dict[str, Divergence] = {}
         for said in read_lines(folder / FOUND):
-            with contextlib.suppress(LookupError, TypeError, ValueError):
+            with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
                 positions = np.array(said["positions"], np.float64)
                 self._found[str(said["of"])] = Divergence(
                     float(said["mean"]), float(said["error"]), positions

@@ -80,7 +80,7 @@ class Probing:
         """How many times windows go through a layer for these changes: what the time it takes goes by."""
         layers = self._plain.layers
         begins = [self._plain.begins(self._names(change)) for change in changes]
-        passes = sum(1 for change in changes if self._takes_a_pass(change))
+        passes = sum(1 for change in changes if set(change) != {HEAD} and self._is_outside(change))
         return (1 + passes) * layers + sum(layers - place for place in begins if place is not None)
 
     @property
@@ -100,7 +100,7 @@ class Probing:
         """What each of ``changes`` alone costs, on ``windows``.
 
         ``inputs`` say for each by the formats of its tensors how their inputs are rounded, too, as llama.cpp
-        rounds them on a CPU; that of changes outside the layers, and not of experts.
+        rounds them on a CPU, but for those of experts; such changes take passes of their own.
 
         Tells ``progress("probes", done, total)`` in layers and comparisons. What is ``kept``, under one of
         ``keys`` for each change, is not measured again. Raises what reading the checkpoint raises.
@@ -137,7 +137,7 @@ class Probing:
         inputs: Sequence[Mapping[str, str]],
     ) -> None:
         """Measure what is not ``found``: those within the layers side by side, then the others."""
-        within = [n for n, each in enumerate(changes) if self._plain.begins(self._names(each)) is not None]
+        within = [n for n, each in enumerate(changes) if not (inputs[n] or self._is_outside(each))]
         output = self._plain.output
         assert output is not None, "an encoder has no logits"
         passing = self._passing(kept, windows, [keys[index] for index in within] if keys else [])
@@ -170,8 +170,8 @@ class Probing:
         said = [*keys, *((window.ids, window.source) for window in windows)]
         return kept.passing(hashlib.sha256(repr(said).encode()).hexdigest())
 
-    def _takes_a_pass(self, change: Change) -> bool:
-        return set(change) != {HEAD} and self._plain.begins(self._names(change)) is None
+    def _is_outside(self, change: Change) -> bool:
+        return self._plain.begins(self._names(change)) is None
 
     def _changed(
         self,
@@ -186,13 +186,13 @@ class Probing:
         weights = unmapped(self._family, self._checkpoint, {**self._tensors, **change})
         other = Branching(self._checkpoint, self._family, weights=weights, threads=self._threads)
         assert other.output is not None
+        head = formats.get(HEAD) or formats.get(EMBEDDING, "")
         if set(change) == {HEAD}:
-            return other.output, hidden
+            return other.output, [rounded_for(head, values) for values in hidden]
         of_modules = {module: format for name, format in formats.items() for module in self._modules[name]}
         ways = other.branched(windows, [], step, saved)
         with other.rounding(of_modules), contextlib.closing(ways):
             entering = next(ways)
-        head = formats.get(HEAD) or formats.get(EMBEDDING, "")
         return other.output, [rounded_for(head, values) for values in entering]
 
     def _names(self, change: Change) -> set[str]:

@@ -66,7 +66,7 @@ class SavedPass:
             with explained(path), np.load(path, allow_pickle=False) as file:
                 # in memory of torch's own, since where memory begins decides how sums are grouped
                 return {place: torch.from_numpy(file[str(number)]).clone() for place, number in places}
-        except (zipfile.BadZipFile, LookupError, ValueError) as error:
+        except (zipfile.BadZipFile, EOFError, LookupError, TypeError, ValueError) as error:
             raise EnvironmentProblem(
                 f"{path} is damaged", hint="leave out --resume to start from the beginning"
             ) from error
@@ -124,7 +124,7 @@ class SavedPass:
                     return
             self.before = said["learned"], arrays
             self.layers, self._ends, self._last = layers, ends, last
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError, OverflowError, zipfile.BadZipFile):
             return
 
 

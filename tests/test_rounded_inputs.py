@@ -26,8 +26,9 @@ from kconv.verify.logits import compare
 
 
 @pytest.mark.parametrize("format", ["q8_0", "q6_K"])
-def test_what_a_choice_loses_is_what_llama_cpp_loses(format: str, tmp_path: Path) -> None:
-    """In formats so fine that much of the loss is that of inputs."""
+@pytest.mark.parametrize("layers_only", [False, True])
+def test_what_a_choice_loses_is_what_llama_cpp_loses(format: str, layers_only: bool, tmp_path: Path) -> None:
+    """In formats so fine that much of the loss is that of inputs; also where others were named."""
     folder = write_sample("42dot", tmp_path / "sample")
     checkpoint = open_checkpoint(folder)
     family = family_for(checkpoint.config)
@@ -35,11 +36,13 @@ def test_what_a_choice_loses_is_what_llama_cpp_loses(format: str, tmp_path: Path
     windows = [Window(0, tuple(range(at, at + 200))) for at in (3, 300, 700)]
     tensors = choosable(expected.model, parse_policy("q8_0"))
     prober = Prober(expected, tensors, None, windows, windows, VerifyOptions(threads=2))
-    mix = {tensor.name: FORMATS[format] for tensor in tensors}
+    chosen = [tensor.name for tensor in tensors if not layers_only or tensor.name.startswith("blk.")]
+    mix = dict.fromkeys(chosen, FORMATS[format])
     (found,) = prober.together([mix])
     weights = [prober._change(mix)]
     (without,) = prober._probing.divergences(weights, windows)
-    to_gguf(folder, tmp_path / "m.gguf", types=(f"{format}:pure",), verify="off", threads=2)
+    named = {"output_type": "f32", "embedding_type": "f32"} if layers_only else {}
+    to_gguf(folder, tmp_path / "m.gguf", types=(f"{format}:pure",), verify="off", threads=2, **named)
     reference = Reference(checkpoint, family, threads=2)
     with LlamaReader(tmp_path / "m.gguf", threads=2) as reader:
         positions = compare(partial(reference.read), reader, windows).positions()
