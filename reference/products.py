@@ -39,8 +39,8 @@ def multiply_quickly(module: torch.nn.Module) -> None:
         module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
-def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
-    return linear(values, module.weight, module.bias)
+def _forward(module: Any, input: torch.Tensor) -> torch.Tensor:
+    return linear(input, module.weight, module.bias)
 
 
 @functools.cache

@@ -127,5 +127,6 @@ def _reason(refusal: ChildRefused) -> str:
         how = "llama.cpp refused the vocabulary"
     else:
         how = "llama.cpp failed an internal check while loading the vocabulary"
-    telling = [line for line in refusal.words if any(word in line for word in _TELLING)]
+    said = [line for line in refusal.words if "called recursively" not in line]  # by a second thread
+    telling = [line for line in said if any(word in line for word in _TELLING)]
     return f"{how}: {' / '.join((telling or refusal.words[-1:])[-2:]) or 'no message'}"
