@@ -1,5 +1,4 @@
-"""The child that lets llama.cpp tokenize; imports nothing of kconv but its side of a
-child and how many threads make sense.
+"""The child that lets llama.cpp tokenize; of kconv it imports its side of a child, and the number of processors.
 
 A bad vocabulary may abort the process llama.cpp runs in (GGML_ASSERT, an exception through the C
 interface), so it is never loaded in the parent. Its argument is FILE.gguf; llama.cpp's log goes to stderr.
