@@ -1,4 +1,4 @@
-"""The child that lets llama.cpp tokenize; of kconv it imports its side of a child, and the number of processors.
+"""The child that lets llama.cpp tokenize; of kconv it imports its side of a child and the processors' number.
 
 A bad vocabulary may abort the process llama.cpp runs in (GGML_ASSERT, an exception through the C
 interface), so it is never loaded in the parent. Its argument is FILE.gguf; llama.cpp's log goes to stderr.
