@@ -115,7 +115,8 @@ def test_what_is_imported_counts_as_old(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "many_objects.py").write_text("made = [[number] for number in range(20_000)]")
     monkeypatch.syspath_prepend(tmp_path)
     with uncollected():
-        many_objects = importlib.import_module("many_objects")
+        name = "many_objects"  # made here, no package
+        many_objects = importlib.import_module(name)
     try:
         assert gc.isenabled()
         assert not gc.get_freeze_count()
