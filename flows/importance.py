@@ -29,6 +29,7 @@ from ..core.text_files import read_text
 from ..core.windows import Window, evenly
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
+from ..reference.heap import kept_when_freed
 from ..reference.model import Floats, Reference
 from ..reference.reading import Reading
 from ..reference.statistics import Gathered, Squares, SumOfSquares
@@ -134,9 +135,10 @@ def measure_activations(
         options.announce(f"resumed: the first {saved.layers} layers have been measured already")
     ended = saved is not None and saved.layers > 0
     options.progress("starting the reference", 0, 0)
-    reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
-        windows, watch=watch, by_layer=True, saved=saved, progress=options.progress
-    )
+    with kept_when_freed():
+        reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
+            windows, watch=watch, by_layer=True, saved=saved, progress=options.progress
+        )
     if collected is not None:
         members = {name: [(place.target, place.expert) for place in modules[name]] for name in modules}
         collected.end(members)

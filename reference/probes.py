@@ -32,8 +32,8 @@ from .by_layer import BetweenLayers
 from .divergences import Compared, Divergence
 from .empty_model import computing
 from .encoder_decoder import layer_stacks
+from .heap import kept_when_freed
 from .model import Reference
-from .reading import OutputMatrix
 from .rounded_inputs import rounded_for, rounding_inputs
 from .states import kept_states
 from .streamed_experts import OneByOne
@@ -75,6 +75,7 @@ class Probing:
             for target, sources in sources_of(family, checkpoint).items()
         }
         self._plain = Branching(checkpoint, family, threads=threads)
+        self._last: tuple[Sequence[Window], list[Floats]] | None = None  # read plainly, and what came of it
 
     def steps(self, changes: Sequence[Change]) -> int:
         """How many times windows go through a layer for these changes: what the time it takes goes by."""
@@ -121,7 +122,8 @@ class Probing:
             step()
 
         if len(found) < len(changes):
-            self._measure(changes, windows, found, done, step, kept, keys, inputs or [{}] * len(changes))
+            with kept_when_freed():
+                self._measure(changes, windows, found, done, step, kept, keys, inputs or [{}] * len(changes))
         progress("probes", total, total)
         return [found[index] for index in range(len(changes))]
 
@@ -146,8 +148,7 @@ class Probing:
             if len(left) < len(within) and not (saved and saved.layers):
                 within, saved = left, None  # what was found by it was kept, the pass was not
             altered = [self._parameters(changes[index]) for index in within]
-            ways = self._plain.branched(windows, altered, step, saved)
-            with contextlib.closing(ways):
+            with contextlib.closing(self._ways(windows, altered, step, saved)) as ways:
                 hidden = next(ways)
                 compared = Compared(output, hidden, windows, states)
                 for index in within:
@@ -156,10 +157,32 @@ class Probing:
                         done(index, compared.with_other(entering, output))
             for index, change in enumerate(changes):
                 if index not in found:
-                    with self._passing(kept, windows, keys[index : index + 1]) as saved:
-                        other, entering = self._changed(change, windows, hidden, step, saved, inputs[index])
-                        done(index, compared.with_other(entering, other))
+                    passing = self._passing(kept, windows, keys[index : index + 1])
+                    with passing as saved, self._altered(change) as other:
+                        entering = self._entering(other, change, windows, hidden, step, saved, inputs[index])
+                        assert other.output is not None
+                        done(index, compared.with_other(entering, other.output))
         self._plain.reader.forget()
+
+    def _ways(
+        self,
+        windows: Sequence[Window],
+        altered: Sequence[Mapping[str, Tensor]],
+        step: Callable[[], None],
+        saved: SavedPass | None,
+    ) -> Generator[list[Floats], None, None]:
+        """What enters the output matrix, plain and on each way; where there is none, the plain one of before."""
+        if not altered and self._last is not None and self._last[0] == windows:
+            for _ in range(self.layers):
+                step()
+            yield self._last[1]
+            return
+        ways = self._plain.branched(windows, altered, step, saved)
+        with contextlib.closing(ways):
+            hidden = next(ways)
+            self._last = windows, hidden
+            yield hidden
+            yield from ways
 
     def _passing(
         self, kept: KeptProbes | None, windows: Sequence[Window], keys: Sequence[str]
@@ -173,27 +196,34 @@ class Probing:
     def _is_outside(self, change: Change) -> bool:
         return self._plain.begins(self._names(change)) is None
 
-    def _changed(
+    @contextlib.contextmanager
+    def _altered(self, change: Change) -> Iterator[Branching]:
+        """The model with a change outside the layers, too."""
+        weights = unmapped(self._family, self._checkpoint, {**self._tensors, **change})
+        other = Branching(self._checkpoint, self._family, weights=weights, threads=self._threads)
+        try:
+            yield other
+        finally:
+            other.reader.close()
+
+    def _entering(
         self,
+        other: Branching,
         change: Change,
         windows: Sequence[Window],
         hidden: list[Floats],
         step: Callable[[], None],
         saved: SavedPass | None,
         formats: Mapping[str, str],
-    ) -> tuple[OutputMatrix, list[Floats]]:
-        """The output matrix with a change outside the layers, and what enters it."""
-        weights = unmapped(self._family, self._checkpoint, {**self._tensors, **change})
-        other = Branching(self._checkpoint, self._family, weights=weights, threads=self._threads)
-        assert other.output is not None
+    ) -> list[Floats]:
+        """What enters the output matrix of the model so changed; ``hidden`` enters that of the plain one."""
         head = formats.get(HEAD) or formats.get(EMBEDDING, "")
         if set(change) == {HEAD}:
-            return other.output, [rounded_for(head, values) for values in hidden]
+            return [rounded_for(head, values) for values in hidden]
         of_modules = {module: format for name, format in formats.items() for module in self._modules[name]}
         ways = other.branched(windows, [], step, saved)
         with other.rounding(of_modules), contextlib.closing(ways):
-            entering = next(ways)
-        return other.output, [rounded_for(head, values) for values in entering]
+            return [rounded_for(head, values) for values in next(ways)]
 
     def _names(self, change: Change) -> set[str]:
         """The modules, some of them experts within one, whose weights a change touches."""

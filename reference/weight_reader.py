@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy.typing as npt
 from ..core.tensor import Tensor
 from ..quant.ggml import to_float32
 from . import few_positions
+from .heap import give_freed_memory_back
 
 if TYPE_CHECKING:
     import torch
@@ -111,13 +110,16 @@ class WeightReader:
         self._free.append(lease.room)
 
     def forget(self) -> None:
-        """Give the memory that is free back to the system.
-
-        glibc keeps what its threads have freed, some 100 MB here, for threads that will not ask again.
-        """
+        """Give the memory that is free back to the system."""
         self._free.clear()
-        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-            trim(0)
+        give_freed_memory_back()
+
+    def close(self) -> None:
+        """End the threads and give the memory back: a model and its reader refer to each other, and would keep
+        them until such cycles are searched for.
+        """
+        self._pool.shutdown()
+        self.forget()
 
     def _room(self, count: int) -> torch.Tensor:
         import torch
