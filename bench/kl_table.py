@@ -1,6 +1,7 @@
 """The README's table of less loss: KL at the sizes of llama-quantize's types, four ways, as Markdown.
 
-python bench/kl_table.py CHECKPOINT... --calibrate TEXT --test TEXT -q q3_k_m,q4_k_m [--lang ko] [--layers]
+python bench/kl_table.py CHECKPOINT... --calibrate TEXT --test TEXT -q q3_k_m,q4_k_m [--seed N] [--lang ko]
+[--layers]
 
 For each type, with the same importance data: llama-quantize's file (kconv writes its bytes, which the tests
 hold), the same --optimized, formats chosen by --target-size at its bytes, and both. Logits are llama.cpp's,
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("-q", "--types", default="q3_k_m,q4_k_m")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0, help="other than 0: the lines in another order")
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--lang", choices=sorted(_HEADS), action="append")
     parser.add_argument("--threads", type=int, default=1)
@@ -49,7 +51,11 @@ def _rows(asked, name, folder):
     checkpoint = checkpoint_at(name, folder)
     reading = Reading(checkpoint, asked.test, asked.tokens, asked.threads)
     statistics = folder / "statistics.gguf"
-    gathered(checkpoint, calibration(asked.calibrate, 0), statistics, asked.chunks, asked.threads)
+    texts = calibration(asked.calibrate, asked.seed)
+    gathered(checkpoint, texts, statistics, asked.chunks, asked.threads)
+    shuffled = [folder / name for name in texts]
+    for path, text in zip(shuffled, texts.values(), strict=True):
+        path.write_text(text, encoding="utf-8")
     keep = {"output_type": "f16", "embedding_type": "f16"} if asked.layers else {}
     common = {"verify": "off", "threads": asked.threads, "force": True, **keep}
     for type_name in asked.types.split(","):
@@ -61,7 +67,7 @@ def _rows(asked, name, folder):
             ).outputs
         size = str(made["type", False].path.stat().st_size)
         (first,) = to_gguf(
-            checkpoint, folder / f"{type_name}-chosen.gguf", types=(), calibrate=asked.calibrate,
+            checkpoint, folder / f"{type_name}-chosen.gguf", types=(), calibrate=shuffled,
             target_size=size, **common,
         ).outputs  # fmt: skip
         for optimize in (False, True):  # the same formats, with the same importance data as the others

@@ -115,8 +115,9 @@ class WeightReader:
         give_freed_memory_back()
 
     def close(self) -> None:
-        """End the threads and give the memory back: a model and its reader refer to each other, and would keep
-        them until such cycles are searched for.
+        """End the threads and give the memory back.
+
+        A model and its reader refer to each other, and would stay until such cycles are searched for.
         """
         self._pool.shutdown()
         self.forget()
