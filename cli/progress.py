@@ -47,6 +47,8 @@ _STAGES = {
     "reference": (phrase("reading the checkpoint in fp32"), "modules"),
     "errors": (phrase("measuring errors of formats"), "tensors"),
     "probes": (phrase("measuring what each group of tensors costs"), "steps"),
+    "mixes": (phrase("comparing mixes of formats on held-out text"), "steps"),
+    "optimize": (phrase("trying optimized codes on held-out text"), "steps"),
     "runtime": (phrase("recomputing what the runtime computed"), "modules"),
     "logits": (phrase("comparing logits"), "positions"),
     "embeddings": (phrase("comparing embeddings"), "texts"),
@@ -200,6 +202,7 @@ _COUNTED = {
     "texts": phrase("{count} texts"),
     "tensors": phrase("{count} tensors"),
     "layers": phrase("{count} layers"),
+    "steps": phrase("{count} steps"),
 }
 
 

@@ -94,15 +94,17 @@ class Probing:
         ``inputs`` say for each by the formats of its tensors how their inputs are rounded, too, as llama.cpp
         rounds them on a CPU, but for those of experts; such changes take passes of their own.
 
-        Tells ``progress("probes", done, total)`` in layers and comparisons. What is ``kept``, under one of
-        ``keys`` for each change, is not measured again. Raises what reading the checkpoint raises.
+        Tells ``progress("probes", done, total)``, or ``"mixes"`` where inputs are rounded, too, in layers and
+        comparisons. What is ``kept``, under one of ``keys`` for each change, is not measured again. Raises what
+        reading the checkpoint raises.
         """
         counter, total = itertools.count(1), self.steps(changes) + len(changes)
+        stage = "mixes" if inputs else "probes"
 
         def step() -> None:
-            progress("probes", min(next(counter), total), total)
+            progress(stage, min(next(counter), total), total)
 
-        progress("probes", 0, total)
+        progress(stage, 0, total)
         known = [] if kept is None else [kept.divergence(key) for key in keys]
         found = {index: each for index, each in enumerate(known) if each is not None}
 
@@ -115,7 +117,7 @@ class Probing:
         if len(found) < len(changes):
             with kept_when_freed():
                 self._measure(changes, windows, found, done, step, kept, keys, inputs or [{}] * len(changes))
-        progress("probes", total, total)
+        progress(stage, total, total)
         return [found[index] for index in range(len(changes))]
 
     def _measure(
