@@ -95,8 +95,8 @@ class Probing:
         rounds them on a CPU, but for those of experts; such changes take passes of their own.
 
         Tells ``progress("probes", done, total)``, or ``"mixes"`` where inputs are rounded, too, in layers and
-        comparisons. What is ``kept``, under one of ``keys`` for each change, is not measured again. Raises what
-        reading the checkpoint raises.
+        comparisons. What is ``kept``, under one of ``keys`` for each change, is not measured again.
+        Raises what reading the checkpoint raises.
         """
         counter, total = itertools.count(1), self.steps(changes) + len(changes)
         stage = "mixes" if inputs else "probes"
