@@ -58,33 +58,45 @@ def _rows(asked, name, folder):
         path.write_text(text, encoding="utf-8")
     keep = {"output_type": "f16", "embedding_type": "f16"} if asked.layers else {}
     common = {"verify": "off", "threads": asked.threads, "force": True, **keep}
+    made = {}
     for type_name in asked.types.split(","):
-        made = {}
         for optimize in (False, True):
             path = folder / f"{type_name}-{optimize}.gguf"
-            (made["type", optimize],) = to_gguf(
+            (made[type_name, "type", optimize],) = to_gguf(
                 checkpoint, path, types=(type_name,), imatrix=statistics, optimize=optimize, **common
             ).outputs
-        size = str(made["type", False].path.stat().st_size)
-        (first,) = to_gguf(
-            checkpoint, folder / f"{type_name}-chosen.gguf", types=(), calibrate=shuffled,
-            target_size=size, **common,
-        ).outputs  # fmt: skip
+    sizes = {name: str(output.path.stat().st_size) for (name, *_), output in made.items()}
+    chosen = to_gguf(
+        checkpoint, folder, types=(), calibrate=shuffled, target_size=list(sizes.values()), **common
+    )
+    for type_name, first in zip(sizes, chosen.outputs, strict=True):
         for optimize in (False, True):  # the same formats, with the same importance data as the others
             path = folder / f"{type_name}-{optimize}-chosen.gguf"
             given = {"imatrix": statistics, "policy": first.policy, "optimize": optimize}
-            (made["chosen", optimize],) = to_gguf(checkpoint, path, types=(), **given, **common).outputs
-        kls = {way: reading.kl_by_window(output.path) for way, output in made.items()}
-        plain = kls["type", False]
-        measured = kls["chosen", False].mean()
-        print(
-            f"{name} {type_name}: predicted {first.choice.predicted:.4g}, measured {measured:.4g}", flush=True
-        )
-        ways = [("type", True), ("chosen", False), ("chosen", True)]
-        cells = [f"{plain.mean():.4f}", *(_cell(kls[way], plain) for way in ways)]
-        bits = made["type", False].bits_per_weight
-        label = "" if Path(name).is_dir() else f" ({'layers' if asked.layers else 'sample'})"
-        yield f"| {Path(name).name}{label}, {type_name} | {bits:.2f} | {' | '.join(cells)} |"
+            (made[type_name, "chosen", optimize],) = to_gguf(
+                checkpoint, path, types=(), **given, **common
+            ).outputs
+        yield _row(reading, name, type_name, first, made, asked)
+
+
+def _row(reading, name, type_name, first, made, asked):
+    """Measured of one type; says what was predicted of ``first``, and whether it is within the size."""
+    files = {key[1:]: output for key, output in made.items() if key[0] == type_name}
+    kls = {way: reading.kl_by_window(output.path) for way, output in files.items()}
+    plain, type_size, size = (
+        kls["type", False],
+        *(output.path.stat().st_size for output in (files["type", False], first)),
+    )
+    print(
+        f"{name} {type_name}: predicted {first.choice.predicted:.4g}, measured "
+        f"{kls['chosen', False].mean():.4g}; {size:,} of {type_size:,} bytes",
+        flush=True,
+    )
+    ways = [("type", True), ("chosen", False), ("chosen", True)]
+    cells = [f"{plain.mean():.4f}", *(_cell(kls[way], plain) for way in ways)]
+    bits = files["type", False].bits_per_weight
+    label = "" if Path(name).is_dir() else f" ({'layers' if asked.layers else 'sample'})"
+    return f"| {Path(name).name}{label}, {type_name} | {bits:.2f} | {' | '.join(cells)} |"
 
 
 def _cell(values, plain):
