@@ -32,7 +32,6 @@ from .rounded_inputs import rounded_for
 from .states import kept_states
 
 if TYPE_CHECKING:
-
     from .kept_probes import KeptProbes
     from .saved_pass import SavedPass
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.tensor import Tensor
+from .heap import give_pieces_back
 from .products import linear, multiply_quickly
 from .stand_ins import rests
 from .weight_reader import Lease, RowRange, WeightReader
@@ -140,6 +141,7 @@ class StreamedModules:
             self._holding = False
             while self._held:
                 self._held.pop()()
+            give_pieces_back()
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
