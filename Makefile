@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 # A folder or the URL of wheels of llama-cpp-python (tools/build_llama_wheels.py): nothing is compiled then.
 LLAMA_CPP_WHEELS ?=
 export LLAMA_CPP_WHEELS
+# Set in many containers; every program a test starts would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The model of make demo.
 FAMILY ?= 42dot
 

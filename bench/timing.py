@@ -20,10 +20,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import material
 from memory import INTERVAL, Run, descendants, measure
+
+# Set in many containers: every command measured would compile all modules anew, which users' do once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parent.parent
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -180,9 +185,18 @@ def one_after_the_other(first: Run, second: Run) -> Run:
     return replace(second, seconds=first.seconds + second.seconds, peak_private=peak)
 
 
-def checked(command: Sequence[str], *, watched: bool = False, seldom: bool = False) -> Run:
-    """Measure a command that must succeed: its seconds, or, ``watched``, its memory, or ``seldom`` both."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def checked(
+    command: Sequence[str],
+    *,
+    watched: bool = False,
+    seldom: bool = False,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
+    """Measure a command that must succeed: its seconds, or, ``watched``, its memory, or ``seldom`` both.
+
+    ``variables`` are set in its environment.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     run = measure(command, env=environment, interval=INTERVAL if watched else SELDOM if seldom else 3600)
     if run.code:
         raise SystemExit(f"bench: {' '.join(command[:3])} … ended with {run.code}:\n{run.stderr[-2000:]}")
