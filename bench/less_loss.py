@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kconv.converters.families import FRONT_ENDS
+from kconv.converters.front_end import front_end_of
 from kconv.converters.intake import open_model
 from kconv.converters.mapping import build
 from kconv.converters.samples import SAMPLES, write_sample
@@ -30,8 +32,10 @@ from kconv.core.text_files import read_text
 from kconv.flows.convert import to_gguf
 from kconv.flows.full_statistics import collecting
 from kconv.flows.importance import gather
+from kconv.quant.gguf_weights import open_gguf
 from kconv.reference.model import Reference
 from kconv.runtimes.llama_reader import LlamaReader
+from kconv.verify.front_end import embed_of
 from kconv.verify.inputs import Expected, text_windows
 from kconv.verify.logits import compare
 from kconv.vocab.selection import select_vocab
@@ -119,7 +123,10 @@ class Reading:
 
     def kl_by_window(self, path):
         """The mean divergence of a GGUF in each window."""
-        with LlamaReader(path, threads=self.threads) as reader:
+        with open_gguf(path) as file:  # a GBST model is read behind its front end, which lies beside it
+            front = front_end_of(FRONT_ENDS, path, file.header.metadata, None)
+        front = embed_of(front, self.family)
+        with LlamaReader(path, threads=self.threads, front=front) as reader:
             positions = compare(self._read, reader, self.windows).positions()
         kl, window = np.asarray(positions.kl), np.asarray(positions.window)
         return np.array([kl[window == number].mean() for number in range(len(self.windows))])
