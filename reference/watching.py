@@ -79,8 +79,11 @@ def observed_inputs(
     def hook(name: str, module: torch.nn.Module, args: Any) -> None:
         if rests(module):
             return
+        values = args[0]
+        if values.ndim == 2:  # OPT's feed-forward layers see the positions of all rows as one axis
+            values = values.reshape(len(sizes), -1, values.shape[-1])
         for row, (source, target) in enumerate(sizes):
-            observe(name, row, args[0][row, : source if reads_source(name) else target].numpy())
+            observe(name, row, values[row, : source if reads_source(name) else target].numpy())
 
     def experts_hook(place: str, module: torch.nn.Module, args: Any) -> None:
         for row, name, values in into_experts(place, module, args, [target for _, target in sizes]):

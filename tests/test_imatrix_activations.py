@@ -54,6 +54,11 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "roberta": lambda folder: write_sample("roberta", folder),
     "t5-encoder": lambda folder: write_sample("t5-encoder", folder),
     "xglm": lambda folder: write_sample("xglm", folder),
+    "opt": lambda folder: write_sample("opt", folder),
+    "gpt2": lambda folder: write_sample("gpt2", folder),
+    "mpt": lambda folder: write_sample("mpt", folder),
+    "bert": lambda folder: write_sample("bert", folder),
+    "xlm-roberta": lambda folder: write_sample("xlm-roberta", folder),
 }
 
 
